@@ -1210,7 +1210,7 @@ def _check_scalars(eps: float, momentum: float = 0.0) -> None:
         raise TypeError(f"eps: expected a number, got {eps!r}")
     if not isinstance(momentum, Real):
         raise TypeError(
-            f"momentum: expected a number, got {momentum!r}; for a cumulative average pass 1 / (number of batches so far)"
+            f"momentum: expected a number, got {momentum!r}; for a cumulative average pass 1 / number of batches so far"
         )
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps: expected a finite number >= 0, got {eps!r}")
