@@ -747,7 +747,7 @@ def weight_norm_forward(v: Array, g: Array, dim: int | None = 0) -> tuple[Array,
     norm = np.sqrt((values * values).sum(axis=axes, keepdims=True))
     if v.size and not norm.all():
         raise ValueError(f"v: expected a norm above zero, got zero at index {int(np.argmin(norm))} of dim {dim}")
-    w = _store(values * (_compute(g).reshape(wide) / norm), v, None)
+    w = _store(values * (_compute(g).reshape(wide) / norm) if v.size else values, v, None)
     return w, Context(v=v, g=g, axes=axes, norm=norm)
 
 
