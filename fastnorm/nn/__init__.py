@@ -14,6 +14,7 @@ Files by theme: `module` (Module, Parameter, Sequential), `linear`, `conv`, `poo
 from .activation import Flatten, ReLU, Sigmoid, Softmax, Tanh
 from .conv import Conv2d
 from .dropout import Dropout
+from .fold import fold_batch_norm
 from .linear import Linear
 from .loss import CrossEntropyLoss
 from .module import Identity, LoadResult, Module, Parameter, Sequential, no_grad
@@ -30,7 +31,9 @@ from .normalization import (
     SwitchableNorm2d,
 )
 from .pooling import AvgPool2d, MaxPool2d
+from .recalibrate import recalibrate
 from .rng import get_rng_state, manual_seed, set_rng_state
+from .weight_norm import remove_weight_norm, weight_norm
 
 __all__ = [
     "AvgPool2d",
@@ -59,8 +62,12 @@ __all__ = [
     "Softmax",
     "SwitchableNorm2d",
     "Tanh",
+    "fold_batch_norm",
     "get_rng_state",
     "manual_seed",
     "no_grad",
+    "recalibrate",
+    "remove_weight_norm",
     "set_rng_state",
+    "weight_norm",
 ]

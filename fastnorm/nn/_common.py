@@ -49,7 +49,9 @@ def require_input(name: str, x: Array, weight: Parameter, axis: int, size: int, 
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name}: x must be a numpy array, got {type(x).__name__}")
     if x.dtype != weight.data.dtype:
-        raise TypeError(f"{name}: x is {x.dtype}, the weights are {weight.data.dtype}; x.astype({weight.data.dtype}) fits")
+        raise TypeError(
+            f"{name}: x is {x.dtype}, the weights are {weight.data.dtype}; x.astype({weight.data.dtype}) fits"
+        )
     if (ndim is not None and x.ndim != ndim) or x.ndim == 0 or x.shape[axis] != size:
         axes = f"{ndim} axes and " if ndim is not None else ""
         raise ValueError(f"{name}: x must have {axes}{size} features along axis {axis}, got shape {x.shape}")

@@ -102,7 +102,9 @@ class Flatten(Module):
         """The reshaped array, a view where the memory allows."""
         start, end = (dim + x.ndim if dim < 0 else dim for dim in (self.start_dim, self.end_dim))
         if not 0 <= start <= end < x.ndim:
-            raise ValueError(f"Flatten: start_dim {self.start_dim} and end_dim {self.end_dim} do not fit x of shape {x.shape}")
+            raise ValueError(
+                f"Flatten: start_dim {self.start_dim} and end_dim {self.end_dim} do not fit x of shape {x.shape}"
+            )
         self.save_for_backward((x.shape,))
         merged = int(np.prod(x.shape[start : end + 1], dtype=np.int64))
         return x.reshape(*x.shape[:start], merged, *x.shape[end + 1 :])

@@ -69,7 +69,9 @@ class Conv2d(Module):
         self.dilation = as_pair("Conv2d", "dilation", dilation, 1)
         self.groups = positive("Conv2d", "groups", groups)
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"Conv2d: groups = {groups} must divide in_channels = {in_channels} and out_channels = {out_channels}")
+            raise ValueError(
+                f"Conv2d: groups = {groups} must divide in_channels = {in_channels} and out_channels = {out_channels}"
+            )
         self.padding = padding
         self._pads = self._resolve_padding(padding)
         kind, generator = float_dtype("Conv2d", dtype), resolve(rng)
@@ -94,7 +96,9 @@ class Conv2d(Module):
 
     def _output_size(self, x: Array) -> tuple[int, int]:
         sizes = []
-        for size, pads, k, s, d in zip(x.shape[2:], self._pads, self.kernel_size, self.stride, self.dilation, strict=True):
+        for size, pads, k, s, d in zip(
+            x.shape[2:], self._pads, self.kernel_size, self.stride, self.dilation, strict=True
+        ):
             span = d * (k - 1) + 1
             if size + sum(pads) < span:
                 raise ValueError(
@@ -186,9 +190,12 @@ class Conv2d(Module):
             dimage = np.zeros((count, h + top + bottom, w + left + right, g, c // g), x.dtype)
             for i in range(kh):
                 for j in range(kw):
-                    target = dimage[:, i * dh : i * dh + sh * oh : sh, j * dw : j * dw + sw * ow : sw]
-                    target[:, :oh, :ow] += dwindows[:, :, :, :, i, j].transpose(1, 2, 3, 0, 4)
-            dx_last[rows] = dimage.reshape(count, h + top + bottom, w + left + right, c)[:, top : top + h, left : left + w]
+                    top_i, left_j = i * dh, j * dw
+                    place = dimage[:, top_i : top_i + (oh - 1) * sh + 1 : sh, left_j : left_j + (ow - 1) * sw + 1 : sw]
+                    place += dwindows[:, :, :, :, i, j].transpose(1, 2, 3, 0, 4)
+            dx_last[rows] = dimage.reshape(count, h + top + bottom, w + left + right, c)[
+                :, top : top + h, left : left + w
+            ]
         dweight = dmatrix.reshape(g, kh, kw, c // g, o // g).transpose(0, 4, 3, 1, 2)
         self.weight.accumulate(np.ascontiguousarray(dweight).reshape(self.weight.data.shape))
         if self.bias is not None:

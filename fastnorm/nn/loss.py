@@ -40,7 +40,7 @@ class CrossEntropyLoss(Module):
         self.reduction = reduction
         self.label_smoothing = label_smoothing
 
-    def forward(self, logits: Array, targets: Array) -> Any:  # type: ignore[override]
+    def forward(self, logits: Array, targets: Array) -> Any:
         """The loss: a scalar, or an array of the targets' shape with `reduction="none"`."""
         loss, ctx = F.cross_entropy_forward(
             logits, targets, self.weight, self.ignore_index, self.reduction, self.label_smoothing

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,7 +19,6 @@ from numpy.typing import DTypeLike, NDArray
 __all__ = ["Identity", "LoadResult", "Module", "Parameter", "Sequential", "no_grad"]
 
 Array = NDArray[Any]
-M = TypeVar("M", bound="Module")
 
 _mode = threading.local()
 
@@ -120,11 +119,11 @@ class Module:
     _buffer_names: tuple[str, ...] = ()
     _pre_forward: tuple[Any, ...] = ()
 
-    def forward(self, x: Array) -> Array:
-        """The output for `x`."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output for the input, usually one array."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Any) -> Any:
         """The gradient with respect to the input of the last forward, given the one with respect to its output."""
         raise NotImplementedError(f"{type(self).__name__} defines no backward")
 
@@ -155,13 +154,13 @@ class Module:
 
     # Modes
 
-    def train(self: M, mode: bool = True) -> M:
+    def train(self, mode: bool = True) -> Self:
         """Set training mode here and in every layer inside; returns the layer."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self: M) -> M:
+    def eval(self) -> Self:
         """Set evaluation mode: `train(False)`."""
         return self.train(False)
 
@@ -224,7 +223,7 @@ class Module:
         for parameter in self.parameters():
             parameter.zero_grad(set_to_none)
 
-    def apply(self: M, function: Callable[[Module], Any]) -> M:
+    def apply(self, function: Callable[[Module], Any]) -> Self:
         """Call `function` on each layer inside, then on this one; returns the layer."""
         for child in self.children():
             child.apply(function)

@@ -111,7 +111,9 @@ class _TrackingNorm(_Norm):
         if x.ndim not in self._ndims:
             raise ValueError(f"{name}: x must have {' or '.join(map(str, self._ndims))} axes, got shape {x.shape}")
         if not -x.ndim <= self.axis < x.ndim or x.shape[self.axis] != self.num_features:
-            raise ValueError(f"{name}: x must have {self.num_features} channels on axis {self.axis}, got shape {x.shape}")
+            raise ValueError(
+                f"{name}: x must have {self.num_features} channels on axis {self.axis}, got shape {x.shape}"
+            )
 
     def _uses_batch(self) -> bool:
         """Whether the statistics of the input are used rather than the running ones."""
@@ -163,7 +165,15 @@ class _BatchNorm(_TrackingNorm):
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, dtype, axis, activation, init_running_from_first_batch
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            dtype,
+            axis,
+            activation,
+            init_running_from_first_batch,
         )
 
     def forward(self, x: Array, residual: Array | None = None) -> Array:
@@ -238,7 +248,16 @@ class _InstanceNorm(_TrackingNorm):
         mean, var, momentum = self._running()
         gamma, beta = self._gamma_beta()
         y, ctx = F.instance_norm_forward(
-            x, mean, var, gamma, beta, self._uses_batch(), momentum, self.eps, axis=self.axis, activation=self.activation
+            x,
+            mean,
+            var,
+            gamma,
+            beta,
+            self._uses_batch(),
+            momentum,
+            self.eps,
+            axis=self.axis,
+            activation=self.activation,
         )
         self._count_batch(x)
         self.save_for_backward(ctx)
@@ -425,7 +444,9 @@ class GroupNorm(_Norm):
         if not isinstance(x, np.ndarray):
             raise TypeError(f"GroupNorm: x must be a numpy array, got {type(x).__name__}")
         if not -x.ndim <= self.axis < x.ndim or x.shape[self.axis] != self.num_channels:
-            raise ValueError(f"GroupNorm: x must have {self.num_channels} channels on axis {self.axis}, got shape {x.shape}")
+            raise ValueError(
+                f"GroupNorm: x must have {self.num_channels} channels on axis {self.axis}, got shape {x.shape}"
+            )
         gamma, beta = self._gamma_beta()
         y, ctx = F.group_norm_forward(
             x, self.num_groups, gamma, beta, self.eps, axis=self.axis, activation=self.activation

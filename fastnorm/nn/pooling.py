@@ -36,18 +36,24 @@ class _Pool2d(Module):
         self.dilation = as_pair(name, "dilation", dilation, 1)
         self.ceil_mode = bool(ceil_mode)
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
-            raise ValueError(f"{name}: padding must be at most half of kernel_size, got {self.padding} and {self.kernel_size}")
+            raise ValueError(
+                f"{name}: padding must be at most half of kernel_size, got {self.padding} and {self.kernel_size}"
+            )
 
     def _check(self, x: Array) -> None:
         if not isinstance(x, np.ndarray) or x.dtype.kind not in "fV":
-            raise TypeError(f"{type(self).__name__}: x must be a floating numpy array, got {getattr(x, 'dtype', type(x))}")
+            raise TypeError(
+                f"{type(self).__name__}: x must be a floating numpy array, got {getattr(x, 'dtype', type(x))}"
+            )
         if x.ndim != 4:
             raise ValueError(f"{type(self).__name__}: x must have the axes (N, C, H, W), got shape {x.shape}")
 
     def _geometry(self, x: Array) -> tuple[Pair, Pair]:
         """(output size, padded input size), by torch's rule: no window starts beyond the input and its left padding."""
         outs, sizes = [], []
-        for size, k, s, p, d in zip(x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True):
+        for size, k, s, p, d in zip(
+            x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True
+        ):
             span = d * (k - 1) + 1
             room = size + 2 * p - span
             out = (-(-room // s) if self.ceil_mode else room // s) + 1
@@ -132,7 +138,7 @@ class MaxPool2d(_Pool2d):
         open_windows = np.ones_like(y, dtype=bool)
         out = (y.shape[2], y.shape[3])
         for place, target in zip(self._places(padded, out), self._places(dpadded, out), strict=True):
-            here = (place == y) | (place != place)
+            here = (place == y) | np.isnan(place)
             here &= open_windows
             open_windows &= ~here
             target += np.where(here, dy, dy.dtype.type(0))

@@ -90,7 +90,9 @@ class Optimizer:
                         state = self.state[parameter] = {}
                     self._update(parameter.data, parameter.grad, state, group, *self._buffers(parameter))
 
-    def _update(self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array) -> None:
+    def _update(
+        self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array
+    ) -> None:
         """One step of one parameter: `w` moves in place; `work` and `other` are scratch of its shape."""
         raise NotImplementedError
 
@@ -124,7 +126,9 @@ class Optimizer:
         groups = state_dict["param_groups"]
         ours, theirs = ([len(g["params"]) for g in side] for side in (self.param_groups, groups))
         if ours != theirs:
-            raise ValueError(f"{name}.load_state_dict: groups of {theirs} parameters, expected {ours}; nothing was changed")
+            raise ValueError(
+                f"{name}.load_state_dict: groups of {theirs} parameters, expected {ours}; nothing was changed"
+            )
         order = [i for group in groups for i in group["params"]]
         loaded: dict[Parameter, dict[str, Any]] = {}
         for i, parameter in zip(order, self._parameters(), strict=True):
@@ -177,7 +181,8 @@ def decay_groups(model: Module, weight_decay: float, **settings: Any) -> list[di
     them does not make the function simpler, only smaller.
     """
     free = {id(p) for module in model.modules() if isinstance(module, _Norm) for p in module.parameters()}
-    decayed, rest = [], []
+    decayed: list[Parameter] = []
+    rest: list[Parameter] = []
     for name, parameter in model.named_parameters():
         last = name.rpartition(".")[2]
         (rest if id(parameter) in free or last in ("bias", "weight_g") else decayed).append(parameter)

@@ -52,7 +52,9 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] == 0.0 or group["dampening"] != 0.0):
             raise ValueError("SGD: nesterov needs momentum above 0 and dampening 0")
 
-    def _update(self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array) -> None:
+    def _update(
+        self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array
+    ) -> None:
         d = penalised(w, grad, group["weight_decay"], group["l1"], work, other)
         momentum = group["momentum"]
         if momentum != 0.0:
@@ -109,7 +111,9 @@ class RMSprop(Optimizer):
         if not 0.0 <= group["alpha"] < 1.0:
             raise ValueError(f"RMSprop: alpha must be in [0, 1), got {group['alpha']!r}")
 
-    def _update(self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array) -> None:
+    def _update(
+        self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array
+    ) -> None:
         if "square_avg" not in state:
             state["step"] = 0
             state["square_avg"] = np.zeros_like(w)
@@ -167,7 +171,9 @@ class Adam(Optimizer):
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"{type(self).__name__}: betas must be two numbers in [0, 1), got {group['betas']!r}")
 
-    def _update(self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array) -> None:
+    def _update(
+        self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array
+    ) -> None:
         if not state:
             state["step"] = 0
             state["exp_avg"] = np.zeros_like(w)
