@@ -1,0 +1,400 @@
+"""`train`: a network with the norm of your choice on real data, then what the norm cost with the kernels and without.
+
+Ctrl-C is held back until the running step is complete; with --checkpoint the state is then written and --resume goes on
+from there to bitwise the same result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import statistics
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastnorm.cli.common import (
+    CommandError,
+    DeferredInterrupt,
+    atomic_path,
+    bounded,
+    draw,
+    example_help,
+    need,
+    output_file,
+    whole,
+)
+from fastnorm.cli.models import NORM_FUNCTIONS, NORMS
+from fastnorm.cli.training import DEFAULT_LR, OPTIMIZERS, SCHEDULES, Settings, Training
+
+__all__ = ["add_parser", "run"]
+
+MEASURED_STEPS = 12
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        **example_help(
+            "Train a network with the norm of your choice on handwritten digits or your own data. Ends with the "
+            "accuracy on held-out data and the time per step spent in the norm, with the kernels and with NumPy.",
+            "train --norm batch --epochs 20 --plot curves.png --checkpoint run.npz",
+        ),
+    )
+    add_settings(parser)
+    parser.add_argument(
+        "--patience",
+        type=whole(1),
+        metavar="N",
+        help="stop when the loss on a tenth of the training data, held out for this, has not improved for N "
+        "epochs, and keep the best weights",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE.npz", help="your own data: arrays X and y (default: the digits)"
+    )
+    parser.add_argument("--samples", type=whole(2), metavar="N", help="use only the first N training samples")
+    parser.add_argument(
+        "--checkpoint",
+        type=output_file(".npz"),
+        metavar="FILE.npz",
+        help="keep the state here after each epoch and on Ctrl-C",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument(
+        "--plot", type=output_file(".png", ".svg", ".pdf"), metavar="FILE", help="draw the learning curves"
+    )
+    parser.add_argument(
+        "--predictions",
+        type=output_file(".npz", ".csv"),
+        metavar="FILE",
+        help="write the test part's labels, predictions and probabilities",
+    )
+    parser.add_argument(
+        "--no-timing", dest="timing", action="store_false", help="leave out the measurement of the norm at the end"
+    )
+    parser.set_defaults(run=run)
+
+
+def add_settings(parser: Any) -> None:
+    """The options that define a run. Absent ones are None here and get their default later, so that a resumed run can
+    tell what was asked for from what was not."""
+    parser.add_argument("--norm", choices=NORMS, help="which norm (default: batch)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="which optimiser (default: sgd with momentum)")
+    parser.add_argument("--lr", type=bounded(0), metavar="RATE", help="learning rate (default: by optimiser, sgd 0.05)")
+    parser.add_argument(
+        "--momentum",
+        type=bounded(0, 1, open_low=False),
+        metavar="M",
+        help="momentum of sgd, beta1 of adam (default: 0.9)",
+    )
+    parser.add_argument(
+        "--weight-decay", type=bounded(0, open_low=False), metavar="D", help="L2 penalty (default: 1e-4)"
+    )
+    parser.add_argument("--schedule", choices=SCHEDULES, help="how the learning rate falls (default: cosine)")
+    parser.add_argument("--epochs", type=whole(1), metavar="N", help="passes over the training data (default: 20)")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="samples per step (default: 64)")
+    parser.add_argument("--layers", type=whole(1, 50), metavar="N", help="hidden layers (default: 4)")
+    parser.add_argument(
+        "--width", type=whole(1), metavar="N", help="channels or units of the first of them (default: 32)"
+    )
+    parser.add_argument(
+        "--dropout",
+        type=bounded(0, 1, open_low=False),
+        metavar="P",
+        help="drop with this probability before the last layer (default: 0)",
+    )
+    parser.add_argument(
+        "--shift",
+        type=whole(0, 8),
+        metavar="PIXELS",
+        help="move training images at random by up to so many pixels (default: 1 for the digits, else 0)",
+    )
+    parser.add_argument("--seed", type=whole(0), metavar="N", help="of weights, order, shifts and dropout (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    need("rich", "sklearn")
+    if args.plot:
+        need("matplotlib").use("Agg")
+    if args.resume and not args.checkpoint:
+        raise CommandError("--resume needs --checkpoint FILE, the file to go on from")
+    if args.checkpoint and args.checkpoint.exists() and not args.resume:
+        raise CommandError(f"{args.checkpoint} exists; add --resume to go on with it, or remove it to begin again")
+
+    tree = Training.read(args.checkpoint) if args.resume else None
+    settings = settings_of(args, None if tree is None else tree["settings"])
+    data = load_data(args)
+    training = Training(settings, data)
+    if tree is not None:
+        training.restore(tree)
+
+    console = need("rich.console").Console(highlight=False, soft_wrap=True)
+    where = f"epoch {training.epoch + 1}, step {training.step + 1}" if tree is not None else ""
+    console.print(
+        f"{data.name}: {training.samples} training, {training.validation or 'no'} validation, {len(data.x_test)} test "
+        f"samples, {len(data.labels)} classes; norm {settings.norm}, {settings.optimizer}, lr {settings.lr:g}"
+        + (f"; resumed at {where}" if where and not training.finished else "")
+    )
+    interrupted = loop(training, console, args.checkpoint)
+    if args.plot and training.curves["loss"]:
+        plot_curves(args.plot, training)
+    if interrupted:
+        state = (
+            f"; state kept in {args.checkpoint}, go on with --resume"
+            if args.checkpoint
+            else "; nothing kept (no --checkpoint)"
+        )
+        raise KeyboardInterrupt(
+            f"interrupted in epoch {min(training.epoch + 1, settings.epochs)} of {settings.epochs}{state}"
+        )
+
+    loss, accuracy = training.test()
+    if training.stopped_early:
+        console.print(f"stopped early: best epoch {training.best['epoch']} of {training.epoch}")
+    console.print(
+        f"test accuracy {accuracy:.2%} ({round(accuracy * len(data.y_test))} of {len(data.y_test)}), "
+        f"test loss {loss:.4f}, {training.seconds:.1f} s of training"
+    )
+    if args.predictions:
+        write_predictions(args.predictions, training)
+    if args.timing and not training.diverged:
+        print_norm_times(console, training)
+    if training.diverged:
+        raise CommandError(
+            f"the loss became {training.curves['loss'][-1]} in epoch {training.epoch}: the network did not train; "
+            "try a smaller --lr or --norm batch",
+            status=1,
+        )
+    return 0
+
+
+def settings_of(args: argparse.Namespace, stored: dict[str, Any] | None) -> Settings:
+    """The options of a run with their defaults; on resume those of the checkpoint, which the command line may not
+    contradict.
+    """
+    given = {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(Settings)
+        if getattr(args, field.name, None) is not None
+    }
+    if stored is not None:
+        for name, value in given.items():
+            if name != "epochs" and value != stored[name]:
+                option = "--" + name.replace("_", "-")
+                raise CommandError(
+                    f"{option} {value} contradicts the checkpoint, which was written with {option} {stored[name]}"
+                )
+        return Settings(**{**stored, **given})
+    if "lr" not in given:
+        given["lr"] = DEFAULT_LR[given.get("optimizer", Settings.optimizer)]
+    if "shift" not in given and getattr(args, "data", None):
+        given["shift"] = 0
+    if given.get("optimizer") == "nesterov" and given.get("momentum") == 0:
+        raise CommandError("--optimizer nesterov needs a --momentum above 0")
+    return Settings(**given)
+
+
+def load_data(args: argparse.Namespace) -> Any:
+    from fastnorm.cli import data
+
+    found = data.load(args.data) if args.data else data.digits()
+    return found.head(args.samples) if args.samples else found
+
+
+def loop(training: Training, console: Any, checkpoint: Path | None) -> bool:
+    """Train to the end with live progress; True when Ctrl-C ended it (after a whole step, with the state written)."""
+    progress_ = need("rich.progress")
+    settings = training.settings
+    columns = (
+        progress_.TextColumn("epoch {task.fields[epoch]}"),
+        progress_.BarColumn(bar_width=24),
+        progress_.TextColumn(
+            "loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  {task.fields[rate]} samples/s"
+        ),
+        progress_.TimeRemainingColumn(),
+    )
+    total = settings.epochs * training.steps_per_epoch
+    done = training.epoch * training.steps_per_epoch + training.step
+    with DeferredInterrupt() as interrupt, progress_.Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total, completed=done, epoch="", loss="-", accuracy="-", rate="-")
+        clock, seen = time.perf_counter(), 0
+        smooth: float | None = None
+        for step in training.run():
+            seen += step.samples
+            smooth = step.loss if smooth is None else 0.9 * smooth + 0.1 * step.loss
+            total_loss, correct, samples = training.sums
+            progress.update(
+                task,
+                advance=1,
+                epoch=f"{min(training.epoch + 1, settings.epochs)}/{settings.epochs}",
+                loss=f"{smooth:.4f}",
+                accuracy=f"{(correct / samples if samples else training.curves['accuracy'][-1]):.1%}",
+                rate=f"{seen / (time.perf_counter() - clock):.0f}",
+            )
+            if step.epoch_done:
+                curves, kind = training.curves, "validation" if training.validation else "test"
+                console.print(
+                    f"epoch {training.epoch:3d}  loss {curves['loss'][-1]:.4f}  "
+                    f"accuracy {curves['accuracy'][-1]:7.2%}  {kind} {curves['held_out_accuracy'][-1]:7.2%}  "
+                    f"{seen / (time.perf_counter() - clock):.0f} samples/s"
+                )
+            if checkpoint and (step.epoch_done or interrupt):
+                training.save(checkpoint)
+            if interrupt and not training.finished:
+                return True
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the norm costs
+
+
+@contextmanager
+def timed_norm(function: str, module: Any, spent: list[float]) -> Iterator[None]:
+    """Let the layers use `module`'s forward and backward of `function` here, adding their seconds to spent[0]."""
+    import fastnorm.functional as functional
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent[0] += time.perf_counter() - start
+
+        return timing
+
+    names = [f"{function}_forward", f"{function}_backward"]
+    before = {name: getattr(functional, name) for name in names}
+    try:
+        for name in names:
+            setattr(functional, name, timed(getattr(module, name)))
+        yield
+    finally:
+        for name, original in before.items():
+            setattr(functional, name, original)
+
+
+def measure_norm(training: Training, steps: int = MEASURED_STEPS) -> dict[str, tuple[float, float]] | None:
+    """Median seconds per step, {"kernels" | "NumPy reference": (in the norm, in all)}; None without a norm.
+
+    The two take turns step by step on a second network of the same build, so the trained one stays as it is.
+    """
+    import fastnorm.functional as functional
+    from fastnorm import reference
+
+    function = NORM_FUNCTIONS.get(training.settings.norm)
+    if function is None:
+        return None
+    names = (f"{function}_forward", f"{function}_backward")
+    sources = {
+        "kernels": types.SimpleNamespace(**{name: getattr(functional, name) for name in names}),
+        "NumPy reference": reference,
+    }
+    size = min(training.settings.batch_size, training.samples)
+    x, y = training.data.x_train[:size], training.data.y_train[:size]
+    twin = Training(training.settings, training.data)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
+    for turn in range(steps + 2):
+        for name, module in sources.items():
+            spent = [0.0]
+            with timed_norm(function, module, spent):
+                start = time.perf_counter()
+                twin.train_step(x, y)
+                whole_step = time.perf_counter() - start
+            if turn >= 2:
+                times[name].append((spent[0], whole_step))
+    return {
+        name: (statistics.median(t[0] for t in both), statistics.median(t[1] for t in both))
+        for name, both in times.items()
+    }
+
+
+def print_norm_times(console: Any, training: Training) -> None:
+    measured = measure_norm(training)
+    if measured is None:
+        console.print("time per step in the norm: none, this network has no norm")
+        return
+    table = need("rich.table").Table(
+        title=f"time per step, batch of {training.settings.batch_size}", title_justify="left"
+    )
+    table.add_column("")
+    for name in (f"in the {training.settings.norm} norm", "whole step", "share"):
+        table.add_column(name, justify="right")
+    for name, (norm, step) in measured.items():
+        table.add_row(name, f"{norm * 1e3:.3f} ms", f"{step * 1e3:.2f} ms", f"{norm / step:.0%}")
+    console.print(table)
+    console.print(
+        f"the kernels take {measured['NumPy reference'][0] / measured['kernels'][0]:.1f} times less time than NumPy"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def plot_curves(path: Path, training: Training) -> None:
+    """Loss and accuracy after each epoch, training beside held-out data."""
+    need("matplotlib").use("Agg")
+    plt = need("matplotlib.pyplot")
+    curves = training.curves
+    epochs = range(1, len(curves["loss"]) + 1)
+    held_out = "validation" if training.validation else "test"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    marker = "o" if len(curves["loss"]) < 30 else None
+    left.plot(epochs, curves["loss"], label="training", marker=marker, markersize=3)
+    left.plot(epochs, curves["held_out_loss"], label=held_out, marker=marker, markersize=3)
+    left.set_ylabel("cross-entropy, nats")
+    left.set_yscale("log")
+    right.plot(epochs, [100 * a for a in curves["accuracy"]], label="training", marker=marker, markersize=3)
+    right.plot(epochs, [100 * a for a in curves["held_out_accuracy"]], label=held_out, marker=marker, markersize=3)
+    right.set_ylabel("accuracy, %")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color="0.9")
+        axes.legend(frameon=False)
+    settings = training.settings
+    figure.suptitle(
+        f"{training.data.name}, norm {settings.norm}, {settings.optimizer}, lr {settings.lr:g}", fontsize=11
+    )
+    figure.tight_layout()
+    draw(path, figure)
+    plt.close(figure)
+
+
+def write_predictions(path: Path, training: Training) -> None:
+    """The test part, one row per sample: its index in the source, label, prediction, probability of each class."""
+    import fastnorm as fn
+
+    data = training.data
+    with np.errstate(all="ignore"):
+        probabilities = fn.softmax(training.logits(data.x_test), 1)
+    predicted = data.labels[probabilities.argmax(axis=1)]
+    label = data.labels[data.y_test]
+    try:
+        with atomic_path(path) as temporary:
+            if path.suffix.lower() == ".npz":
+                with open(temporary, "wb") as file:
+                    np.savez(
+                        file,
+                        index=data.test_index,
+                        label=label,
+                        prediction=predicted,
+                        probability=probabilities,
+                        classes=data.labels,
+                    )
+            else:
+                with open(temporary, "w", newline="") as text:
+                    writer = csv.writer(text)
+                    writer.writerow(["index", "label", "prediction", *(f"p_{name}" for name in data.labels)])
+                    for row in zip(data.test_index, label, predicted, probabilities, strict=True):
+                        writer.writerow([*row[:3], *(f"{p:.6g}" for p in row[3])])
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}", status=1) from error
