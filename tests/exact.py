@@ -203,6 +203,12 @@ def _root(values: Any) -> Any:
     return values.sqrt() if isinstance(values, Wide) else np.sqrt(values)
 
 
+def _where(condition: Array, one: Any, other: Any) -> Any:
+    if isinstance(other, Wide):
+        return Wide(np.where(condition, one.hi, other.hi), np.where(condition, one.lo, other.lo))
+    return np.where(condition, one, other)
+
+
 def _mean(values: Any) -> Any:
     return values.sum(axis=-1, keepdims=True) / LONG(max(values.shape[-1], 1))
 
@@ -301,10 +307,13 @@ def _standardise(v: View, x: Array, eps: float, centre: bool, mean: Array | None
         sigma2 = lift(v.per_element(var, 1)[:, :1], wide)
         d = rows - mu
     elif centre:
+        raw = v.rows(x)
         c = lower(_mean(rows))
         d = rows - c
         rest = _mean(d)
         d, mu = d - rest, rest + c
+        constant = (raw == raw[:, :1]).all(axis=1, keepdims=True)  # exactly, not to the last bit
+        d, mu = _where(constant, d * LONG(0), d), _where(constant, lift(raw[:, :1], wide), mu)
         sigma2 = _mean(d * d)
     else:
         d, mu = rows, None
@@ -382,32 +391,113 @@ def softmax_weights(logits: Array) -> list[Wide]:
         return [Wide.parse(p / sum(powers)) for p in powers]
 
 
+@dataclass
+class Switchable:
+    """Exact training-mode switchable norm and gradients, with the scales of their errors."""
+
+    y: Array
+    scale: Array
+    dx: Array
+    dx_scale: Array
+    dmean_logits: Array
+    dmean_scale: Array
+    dvar_logits: Array
+    dvar_scale: Array
+
+
 def switchable(
-    x: Array, mean_logits: Array, var_logits: Array, weight: Array, bias: Array, eps: float
-) -> tuple[Array, Array]:
-    """Training-mode switchable norm of an (N, C, space) array and its scale, all in `Wide`."""
+    x: Array,
+    dy: Array,
+    mean_logits: Array,
+    var_logits: Array,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+) -> Switchable:
+    """Switchable norm of an (N, C, space) array from the batch's own statistics, all in `Wide`.
+
+    The gradients are those of the chain rule through the nine moments, as the reference's docstring writes them.
+    """
     n, c = x.shape[:2]
     rows = Wide(x.reshape(n, c, -1).astype(LONG))
-    mu_in = _mean(rows)
-    d = rows - mu_in
-    var_in = _mean(d * d)
+    gamma = Wide((np.ones(c) if weight is None else weight).reshape(1, c, 1).astype(LONG))
+    beta = (np.zeros(c) if bias is None else bias).reshape(1, c, 1).astype(LONG)
+    m = rows.shape[-1]
+    constant = (x.reshape(n, c, -1) == x.reshape(n, c, -1)[..., :1]).all(axis=-1, keepdims=True)
+    mu_in = _where(constant, Wide(rows.hi[..., :1]), _mean(rows))
+    var_in = _mean((rows - mu_in) * (rows - mu_in))
 
-    def merge(axes: tuple[int, ...]) -> tuple[Wide, Wide]:
-        mu, var = (s.transpose(axes) for s in (mu_in.reshape(n, c), var_in.reshape(n, c)))
-        centre = _mean(mu)
-        apart = mu - centre
-        back = (n, 1, 1) if axes == (0, 1) else (1, c, 1)
-        return centre.reshape(back), (_mean(var) + _mean(apart * apart)).reshape(back)
+    def over(axis: int, values: Wide) -> Wide:
+        """Sums over channels (1) or samples (0) of an (N, C, 1) array."""
+        return values.sum(axis=axis, keepdims=True)
 
-    (mu_ln, var_ln), (mu_bn, var_bn) = merge((0, 1)), merge((1, 0))
+    def merge(axis: int) -> tuple[Wide, Wide]:
+        count = LONG(x.shape[axis])
+        mu = over(axis, mu_in) / count
+        return mu, over(axis, var_in + (mu_in - mu) * (mu_in - mu)) / count
+
+    (mu_ln, var_ln), (mu_bn, var_bn) = merge(1), merge(0)
     w, u = softmax_weights(mean_logits), softmax_weights(var_logits)
     mu = mu_in * w[0] + mu_ln * w[1] + mu_bn * w[2]
     var = var_in * u[0] + var_ln * u[1] + var_bn * u[2]
-    scaled = (rows - mu) * Wide(weight.reshape(1, c, 1).astype(LONG)) / (var + LONG(eps)).sqrt()
-    beta = bias.astype(LONG).reshape(1, c, 1)
-    y = scaled + beta
-    scale = np.abs(lower(scaled)) + np.abs(beta)
-    return lower(y).reshape(x.shape), scale.reshape(x.shape)
+    rstd = Wide(1) / (var + LONG(eps)).sqrt()
+    xhat = (rows - mu) * rstd
+    y = xhat * gamma + beta
+    scale = np.abs(lower(xhat * gamma)) + np.abs(beta)
+
+    g = Wide(dy.reshape(n, c, -1).astype(LONG)) * gamma
+    dmu = -(rstd * g.sum(keepdims=True))
+    dvar = rstd * rstd * (g * xhat).sum(keepdims=True) * LONG(-0.5)
+    dx = g * rstd
+    dx_scale = np.abs(lower(dx))
+    shares = ((mu_in, lambda s: s, m), (mu_ln, lambda s: over(1, s), m * c), (mu_bn, lambda s: over(0, s), m * n))
+    for (centre, gather, count), w_k, u_k in zip(shares, w, u, strict=True):
+        of_mean = gather(dmu) * w_k / LONG(count)
+        of_var = gather(dvar) * u_k * (rows - centre) * LONG(2) / LONG(count)
+        dx = dx + of_mean + of_var
+        dx_scale = dx_scale + np.abs(lower(of_mean)) + np.abs(lower(of_var))
+
+    noise_mu = lower(rstd) * np.sqrt(lower((g * g).sum(keepdims=True)))
+    noise_var = 0.5 * lower(rstd * rstd) * np.sqrt(lower((g * g * xhat * xhat).sum(keepdims=True)))
+    logits = []
+    for weights, moments, mixed, upstream, noise in (
+        (w, (mu_in, mu_ln, mu_bn), mu, dmu, noise_mu),
+        (u, (var_in, var_ln, var_bn), var, dvar, noise_var),
+    ):
+        apart = [moment - mixed for moment in moments]
+        sums = [upstream * d * w_k for d, w_k in zip(apart, weights, strict=True)]
+        logits.append(np.array([lower(s).sum() for s in sums]))
+        sizes = [(noise * np.abs(lower(d)) * lower(w_k)).sum() for d, w_k in zip(apart, weights, strict=True)]
+        logits.append(np.array(sizes))
+    shaped = (a.reshape(x.shape) for a in (lower(y), scale, lower(dx), dx_scale))
+    return Switchable(*shaped, *logits)
+
+
+@dataclass
+class WeightNorm:
+    """Exact weight norm of rows and gradients, with the scales of their errors."""
+
+    w: Array
+    dv: Array
+    dv_scale: Array
+    dg: Array
+    dg_scale: Array
+
+
+def weight_norm(v: Array, g: Array, dw: Array) -> WeightNorm:
+    """w = g * v / ||v|| per row; dg = sum(dw * v) / ||v||; dv = g / ||v|| * (dw - dg * v / ||v||)."""
+    rows, upstream = lift(v), lift(dw)
+    wide = isinstance(rows, Wide)
+    length = lift(g.reshape(-1, 1), wide)
+    norm = _root((rows * rows).sum(axis=-1, keepdims=True))
+    unit = rows / norm
+    terms = upstream * unit
+    dg = terms.sum(axis=-1, keepdims=True)
+    factor = length / norm
+    dv = (upstream - unit * dg) * factor
+    scale = (np.abs(lower(upstream)) + np.abs(lower(unit * dg))) * np.abs(lower(factor))
+    dg_scale = np.sqrt(lower((terms * terms).sum(axis=-1)))
+    return WeightNorm(lower(unit * length), lower(dv), scale, lower(dg)[:, 0], dg_scale)
 
 
 # ----------------------------------------------------------------------------------------------- data that broke others

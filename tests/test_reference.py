@@ -348,8 +348,14 @@ def test_switchable_variance_does_not_cancel() -> None:
     rng = np.random.default_rng(20)
     x = rng.standard_normal((4, 3, 6)) + 1e8
     logits, w, b = np.zeros(3), np.ones(3), np.zeros(3)
-    expected, _ = exact.switchable(x, logits, logits, w, b, 1e-5)
-    close(ref.switchable_norm(x, logits, logits, training=True), expected, 1e-6)
+    dy = rng.standard_normal(x.shape)
+    expected = exact.switchable(x, dy, logits, logits, w, b, 1e-5)
+    y, ctx = ref.switchable_norm_forward(x, logits, logits, training=True)
+    grads = ref.switchable_norm_backward(dy, ctx)
+    close(y, expected.y, 1e-6)
+    close(grads.dx, expected.dx, 1e-6)
+    close(grads.dmean_logits, expected.dmean_logits, 1e-6)
+    close(grads.dvar_logits, expected.dvar_logits, 1e-6)
 
 
 def test_weight_norm_rows_have_length_g() -> None:
@@ -369,6 +375,24 @@ def test_softmax_sums_to_one_and_ignores_a_shift() -> None:
 
 
 # ------------------------------------------------------------------------------------------------- accuracy of the twin
+
+
+def test_switchable_and_weight_norm_in_float64_are_reference_values() -> None:
+    rng = np.random.default_rng(42)
+    x, dy = rng.standard_normal((2, 4, 6, 5))
+    w, b = rng.standard_normal((2, 6))
+    one, two = rng.standard_normal((2, 3))
+    y, ctx = ref.switchable_norm_forward(x, one, two, None, None, w, b, True)
+    g = ref.switchable_norm_backward(dy, ctx)
+    e = exact.switchable(x, dy, one, two, w, b, 1e-5)
+    for actual, expected in ((y, e.y), (g.dx, e.dx), (g.dmean_logits, e.dmean_logits), (g.dvar_logits, e.dvar_logits)):
+        close(actual, expected, 1e-13)
+    v, dw = rng.standard_normal((2, 4, 7))
+    y, ctx = ref.weight_norm_forward(v, w[:4])
+    grads = ref.weight_norm_backward(dw, ctx)
+    f = exact.weight_norm(v, w[:4], dw)
+    for actual, expected in ((y, f.w), (grads.dv, f.dv), (grads.dg, f.dg)):
+        close(actual, expected, 1e-14)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "rms", "instance", "group"])
