@@ -139,7 +139,7 @@ class Optimizer:
                 if key == "step":
                     entry[key] = int(value)
                 elif value is not None:
-                    array = np.array(value, dtype=parameter.dtype)
+                    array = np.asarray(value).astype(parameter.dtype)
                     if array.shape != parameter.shape:
                         raise ValueError(
                             f"{name}.load_state_dict: {key} of parameter {i} has shape {array.shape}, expected "
