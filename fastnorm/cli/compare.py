@@ -132,13 +132,15 @@ def run(args: argparse.Namespace) -> int:
         peers.limit_threads(threads[0])
     worker = _Worker() if args.peers in ("best", "both") else None
     results: list[dict[str, Any]] = []
+    screen = need("rich.console").Console(stderr=True)
     columns = rich_progress.Progress(
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TimeRemainingColumn(),
-        console=need("rich.console").Console(stderr=True),
+        console=screen,
         transient=True,
+        disable=not screen.is_terminal,
     )
     interrupted = False
     try:
@@ -182,7 +184,6 @@ def measure_row(
 ) -> dict[str, Any]:
     """Times of one row with `threads` threads, as plain numbers: what --json writes."""
     import fastnorm.functional
-
     from fastnorm import reference
 
     row = problem.row

@@ -134,7 +134,9 @@ def panel(
             for layout in layouts or ["nchw"]:
                 if layout == "nhwc" and (op not in CHANNEL_OPS or len(shape) < 3):
                     continue
-                if op in ("instance_norm", "switchable_norm") and len(shape) < 3:
+                if (op in ("instance_norm", "switchable_norm") and len(shape) < 3) or (
+                    op == "cross_entropy" and len(shape) > 2
+                ):
                     continue
                 for dtype in dtypes or ["float32"]:
                     for direction in directions or DIRECTIONS:

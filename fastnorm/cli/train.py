@@ -221,7 +221,8 @@ def loop(training: Training, console: Any, checkpoint: Path | None) -> bool:
     )
     total = settings.epochs * training.steps_per_epoch
     done = training.epoch * training.steps_per_epoch + training.step
-    with DeferredInterrupt() as interrupt, progress_.Progress(*columns, console=console, transient=True) as progress:
+    live = progress_.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with DeferredInterrupt() as interrupt, live as progress:
         task = progress.add_task("", total=total, completed=done, epoch="", loss="-", accuracy="-", rate="-")
         clock, seen = time.perf_counter(), 0
         smooth: float | None = None
