@@ -85,8 +85,8 @@ def add_settings(parser: Any) -> None:
     """The options that define a run. Absent ones are None here and get their default later, so that a resumed run can
     tell what was asked for from what was not."""
     parser.add_argument("--norm", choices=NORMS, help="which norm (default: batch)")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="which optimiser (default: sgd with momentum)")
-    parser.add_argument("--lr", type=bounded(0), metavar="RATE", help="learning rate (default: by optimiser, sgd 0.05)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="which optimiser (default: adam)")
+    parser.add_argument("--lr", type=bounded(0), metavar="RATE", help="learning rate (default: adam 0.003, sgd 0.05)")
     parser.add_argument(
         "--momentum",
         type=bounded(0, 1, open_low=False),

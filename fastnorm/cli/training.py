@@ -39,8 +39,8 @@ class Settings:
     """What defines a run; two runs with equal settings on equal data give equal bits."""
 
     norm: str = "batch"
-    optimizer: str = "sgd"
-    lr: float = 0.05
+    optimizer: str = "adam"
+    lr: float = 3e-3
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: str = "cosine"
@@ -198,22 +198,30 @@ class Training:
 
     # Checkpoints
 
-    def save(self, path: Path) -> None:
-        """Write everything that the rest of the run depends on."""
-        tree = {
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as copies."""
+        return {
             "format": FORMAT,
             "settings": dataclasses.asdict(self.settings),
             "data": [self.data.name, self.data.digest],
             "position": [self.epoch, self.step],
-            "sums": self.sums,
-            "curves": self.curves,
-            "best": self.best,
+            "sums": list(self.sums),
+            "curves": {name: list(curve) for name, curve in self.curves.items()},
+            "best": dict(self.best),
             "diverged": self.diverged,
             "seconds": self.seconds,
             "generator": nn.get_rng_state(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+
+    def save(self, path: Path) -> None:
+        """Write the state to a checkpoint."""
+        self.write(path, self.state())
+
+    @staticmethod
+    def write(path: Path, tree: dict[str, Any]) -> None:
+        """Write a state, whole or not at all."""
         try:
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **pack(tree))
@@ -243,7 +251,8 @@ class Training:
         nn.set_rng_state(tree["generator"])
         self.epoch, self.step = tree["position"]
         self.schedule.load_state_dict({"last_epoch": self.epoch * self.steps_per_epoch + self.step})
-        self.sums, self.curves, self.best = tree["sums"], tree["curves"], tree["best"]
+        self.sums, self.best = list(tree["sums"]), dict(tree["best"])
+        self.curves = {name: list(curve) for name, curve in tree["curves"].items()}
         self.diverged, self.seconds = tree["diverged"], tree["seconds"]
 
 
