@@ -1,14 +1,13 @@
 """Exact values of the norms for the data as given, the measure of error, and the data that broke other implementations.
 
 Method: the textbook formulas in a number type far wider than what is tested. float32 and half data are lifted to
-`numpy.longdouble` (64-bit significand on x86), float64 data to `Wide`, an unevaluated sum of two longdoubles (128
-bits).
+`numpy.longdouble` (64-bit significand on x86), float64 data to `Wide`, an unevaluated sum of two doubles (106 bits), or
+of two longdoubles where squares would leave the range of double.
 
 Why that is exact enough: the rows are centred twice, d = (x - c) - mean(x - c) with c close to the mean. For 24-bit
 data x - c is exact in 64 bits, so the centred values are wrong by 2^-64 of the *deviation*, times the log2(m) levels of
-a pairwise sum, whatever the ratio of mean to deviation: less than 1e-10 float32 ULP. `Wide` gives float64 data 2^-120
-in the same way, less than 1e-15 of its ULPs after a cancellation of 2^40. Exponents reach 1e4932, so no square
-overflows or underflows. Where longdouble is no wider than double, `Wide` (106 bits there) serves every type.
+a pairwise sum, whatever the ratio of mean to deviation: less than 1e-10 ULP of float32. For float64 data the same holds
+with 2^-104: less than 1e-14 ULP. Where longdouble is no wider than double, `Wide` serves every type.
 """
 
 from __future__ import annotations
@@ -51,7 +50,8 @@ def ulp_error(actual: Any, exact: Any, scale: Any, dtype: Any) -> Array:
     actual = np.asarray(actual).astype(LONG)
     exact, scale = np.asarray(exact, dtype=LONG), np.asarray(scale, dtype=LONG)
     largest = LARGEST[np.dtype(dtype).name]
-    exact = np.where(np.abs(exact) > largest * (1 + LONG(2) ** -30), np.copysign(LONG(np.inf), exact), exact)
+    overflows = np.abs(exact) >= largest + spacing(largest, dtype) / 2
+    exact = np.where(overflows, np.copysign(LONG(np.inf), exact), exact)
     with np.errstate(invalid="ignore"):
         same = (actual == exact) | (np.isnan(actual) & np.isnan(exact))
         error = np.abs(actual - exact) / spacing(np.where(np.isfinite(scale), scale, 1), dtype)
@@ -78,11 +78,15 @@ def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
     return s, (a - (s - t)) + (b - t)
 
 
-_SPLIT = LONG(2) ** ((LONG_BITS + 1) // 2) + 1
+def _quick(s: Any, e: Any) -> tuple[Any, Any]:
+    """The same for |s| >= |e|."""
+    total = s + e
+    return total, e - (total - s)
 
 
 def _halves(a: Any) -> tuple[Any, Any]:
-    t = a * _SPLIT
+    bits = np.finfo(a.dtype).nmant + 1
+    t = a * a.dtype.type(2.0 ** ((bits + 1) // 2) + 1)
     high = t - (t - a)
     return high, a - high
 
@@ -94,24 +98,32 @@ def _two_product(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 class Wide:
-    """An array of unevaluated sums hi + lo of longdoubles; Dekker's arithmetic, relative error about 2^-(2 * bits -
-    6)."""
+    """An array of unevaluated sums hi + lo of doubles or longdoubles: Dekker's arithmetic, with twice their digits.
+
+    Operators take another `Wide`, an array or a number, and return the type of the left operand.
+    """
 
     __array_ufunc__ = None
 
     def __init__(self, hi: Any, lo: Any = None) -> None:
-        self.hi = np.asarray(hi, dtype=LONG)
-        self.lo = np.zeros_like(self.hi) if lo is None else np.asarray(lo, dtype=LONG)
-
-    @staticmethod
-    def of(value: Any) -> Wide:
-        return value if isinstance(value, Wide) else Wide(value)
+        self.hi = np.asarray(hi)
+        self.lo = np.zeros_like(self.hi) if lo is None else np.asarray(lo, dtype=self.hi.dtype)
 
     @staticmethod
     def parse(value: Decimal) -> Wide:
         hi = LONG(str(value))
         top = float(hi)
         return Wide(hi, LONG(str(value - Decimal(top) - Decimal(float(hi - LONG(top))))))
+
+    def like(self, other: Any) -> Wide:
+        """`other` as sums of the same type as these."""
+        base = self.hi.dtype
+        if not isinstance(other, Wide):
+            other = Wide(other)
+        if other.hi.dtype == base:
+            return other
+        hi = other.hi.astype(base)
+        return Wide(hi, ((other.hi - hi) + other.lo).astype(base))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,60 +132,51 @@ class Wide:
     def reshape(self, *shape: Any) -> Wide:
         return Wide(self.hi.reshape(*shape), self.lo.reshape(*shape))
 
-    def transpose(self, *axes: Any) -> Wide:
-        return Wide(self.hi.transpose(*axes), self.lo.transpose(*axes))
-
     def __neg__(self) -> Wide:
         return Wide(-self.hi, -self.lo)
 
     def __add__(self, other: Any) -> Wide:
-        other = Wide.of(other)
+        other = self.like(other)
         s, e = _two_sum(self.hi, other.hi)
         t, f = _two_sum(self.lo, other.lo)
         s, e = _quick(s, e + t)
         return Wide(*_quick(s, e + f))
 
     def __sub__(self, other: Any) -> Wide:
-        return self + (-Wide.of(other))
+        return self + (-self.like(other))
 
     def __mul__(self, other: Any) -> Wide:
-        other = Wide.of(other)
+        other = self.like(other)
         p, e = _two_product(self.hi, other.hi)
         return Wide(*_quick(p, e + (self.hi * other.lo + self.lo * other.hi)))
 
     def __truediv__(self, other: Any) -> Wide:
-        other = Wide.of(other)
+        other = self.like(other)
         q = self.hi / other.hi
-        rest = self - other * q
-        q, r = _quick(q, rest.hi / other.hi)
-        rest = self - other * Wide(q, r)
-        return Wide(*_quick(q, r + rest.hi / other.hi))
-
-    __radd__ = __add__
-    __rmul__ = __mul__
+        q, r = _quick(q, (self - other * q).hi / other.hi)
+        return Wide(*_quick(q, r + (self - other * Wide(q, r)).hi / other.hi))
 
     def __abs__(self) -> Wide:
-        sign = np.where(self.hi < 0, LONG(-1), LONG(1))
+        sign = np.where(self.hi < 0, -1, 1).astype(self.hi.dtype)
         return Wide(self.hi * sign, self.lo * sign)
 
     def sqrt(self) -> Wide:
-        """One Newton step from the longdouble root, which doubles its digits."""
+        """One Newton step from the root of hi, which doubles its digits."""
         root = np.sqrt(self.hi)
-        rest = self - Wide(root) * root
-        return Wide(*_quick(root, np.where(root > 0, rest.hi / np.where(root > 0, 2 * root, 1), 0)))
+        rest = (self - Wide(root) * root).hi
+        return Wide(*_quick(root, np.where(root > 0, rest / np.where(root > 0, 2 * root, 1), 0)))
 
     def sum(self, axis: int = -1, keepdims: bool = False) -> Wide:
         """Pairwise, along one axis."""
         hi, lo = np.moveaxis(self.hi, axis, -1), np.moveaxis(self.lo, axis, -1)
         if hi.shape[-1] == 0:
-            total = Wide(np.zeros(hi.shape[:-1], LONG))
-        else:
-            while (n := hi.shape[-1]) > 1:
-                half = n // 2
-                pair = Wide(hi[..., :half], lo[..., :half]) + Wide(hi[..., half : 2 * half], lo[..., half : 2 * half])
-                hi = np.concatenate([pair.hi, hi[..., 2 * half :]], axis=-1)
-                lo = np.concatenate([pair.lo, lo[..., 2 * half :]], axis=-1)
-            total = Wide(hi[..., 0], lo[..., 0])
+            hi = lo = np.zeros((*hi.shape[:-1], 1), hi.dtype)
+        while (n := hi.shape[-1]) > 1:
+            half = n // 2
+            pair = Wide(hi[..., :half], lo[..., :half]) + Wide(hi[..., half : 2 * half], lo[..., half : 2 * half])
+            hi = np.concatenate([pair.hi, hi[..., 2 * half :]], axis=-1)
+            lo = np.concatenate([pair.lo, lo[..., 2 * half :]], axis=-1)
+        total = Wide(hi[..., 0], lo[..., 0])
         if keepdims:
             shape = list(self.shape)
             shape[axis] = 1
@@ -181,22 +184,23 @@ class Wide:
         return total
 
 
-def _quick(s: Any, e: Any) -> tuple[Any, Any]:
-    """Renormalise, |s| >= |e|."""
-    total = s + e
-    return total, e - (total - s)
-
-
-def lift(values: Any, wide: bool = False) -> Any:
+def lift(values: Any) -> Any:
     """The values in a type in which the formulas are exact enough (the header says how exact)."""
     values = np.asarray(values)
-    long = values.astype(LONG)
-    return Wide(long) if wide or values.dtype == np.float64 or LONG_BITS < 64 else long
+    if values.dtype != np.float64 and LONG_BITS >= 64:
+        return values.astype(LONG)
+    size = float(np.abs(values).max(initial=0))
+    return Wide(values.astype(np.float64 if size == 0 or 1e-70 < size < 1e70 else LONG))
+
+
+def fit(values: Any, like: Any) -> Any:
+    """Values of any kind in the type of `like`, so that they can be combined."""
+    return like.like(values) if isinstance(like, Wide) else lower(values)
 
 
 def lower(values: Any) -> Array:
     """Back to longdouble, rounded once."""
-    return values.hi + values.lo if isinstance(values, Wide) else np.asarray(values, dtype=LONG)
+    return values.hi.astype(LONG) + values.lo if isinstance(values, Wide) else np.asarray(values).astype(LONG)
 
 
 def _root(values: Any) -> Any:
@@ -205,12 +209,17 @@ def _root(values: Any) -> Any:
 
 def _where(condition: Array, one: Any, other: Any) -> Any:
     if isinstance(other, Wide):
+        one = other.like(one)
         return Wide(np.where(condition, one.hi, other.hi), np.where(condition, one.lo, other.lo))
     return np.where(condition, one, other)
 
 
 def _mean(values: Any) -> Any:
     return values.sum(axis=-1, keepdims=True) / LONG(max(values.shape[-1], 1))
+
+
+def _size(values: Any) -> Array:
+    return np.abs(lower(values))
 
 
 # ---------------------------------------------------------------------------------------------------------- the norms
@@ -242,21 +251,19 @@ class View:
         order = self._order(self.shared)
         return rows.reshape([self.shape[a] for a in order]).transpose(np.argsort(order)).reshape(shape)
 
-    def per_element(self, parameter: Array | None, default: float) -> Array:
+    def per_element(self, parameter: Array) -> Array:
         """A parameter repeated for each element, in rows."""
         sizes = [n if a in self.parameters else 1 for a, n in enumerate(self.shape)]
-        values = np.full(1, default, np.float32) if parameter is None else parameter
-        values = values.reshape(sizes) if parameter is not None else values
-        return self.rows(np.broadcast_to(values, self.shape))
+        return self.rows(np.broadcast_to(parameter.reshape(sizes), self.shape))
 
-    def parameter_sums(self, rows: Any) -> Any:
+    def parameter_sums(self, rows: Any) -> Array:
         """Sums of a product in rows over everything that shares a parameter, in the parameter's flat order."""
         parts = [rows.hi, rows.lo] if isinstance(rows, Wide) else [rows]
         others = tuple(a for a in range(len(self.shape)) if a not in self.parameters)
         n = math.prod(self.shape[a] for a in others)
         order = self._order(others)
-        parts = [self.unrows(p, self.shape).transpose(order).reshape(-1, n) for p in parts]
-        return (Wide(*parts) if len(parts) == 2 else parts[0]).sum(axis=-1)
+        parts = [np.ascontiguousarray(self.unrows(p, self.shape).transpose(order).reshape(-1, n)) for p in parts]
+        return lower((Wide(*parts) if len(parts) == 2 else parts[0]).sum(axis=-1))
 
 
 def view(norm: str, shape: tuple[int, ...], *, axis: int = 1, normalized: int = 1, groups: int = 1) -> View:
@@ -276,8 +283,21 @@ def view(norm: str, shape: tuple[int, ...], *, axis: int = 1, normalized: int = 
 
 
 @dataclass
+class Standard:
+    """Exact statistics and xhat, in the rows of a view and the type of the arithmetic; `own` if from the data
+    itself."""
+
+    mean: Any
+    var: Any
+    rstd: Any
+    xhat: Any
+    centred: bool
+    own: bool
+
+
+@dataclass
 class Forward:
-    """Exact statistics (one per row of the view), y and the scale at which its error is measured."""
+    """Exact statistics (one per row of the view), y, and the scale at which its error is measured."""
 
     mean: Array
     var: Array
@@ -287,7 +307,7 @@ class Forward:
 
 @dataclass
 class Backward:
-    """Exact gradients with their scales: for dx the sum of its terms' magnitudes, for a sum the root of its terms'
+    """Exact gradients with scales: for dx the sum of its terms' magnitudes, for a sum the root of its terms'
     squares."""
 
     dx: Array
@@ -298,28 +318,29 @@ class Backward:
     dbias_scale: Array
 
 
-def _standardise(v: View, x: Array, eps: float, centre: bool, mean: Array | None, var: Array | None) -> tuple[Any, ...]:
-    """mean, variance, 1 / sqrt(var + eps) and xhat, in rows; a given mean and variance are constants."""
-    rows = lift(v.rows(x))
-    wide = isinstance(rows, Wide)
+def standardise(
+    v: View, x: Array, eps: float, *, centre: bool = True, mean: Array | None = None, var: Array | None = None
+) -> Standard:
+    """xhat = (x - mean) / sqrt(var + eps) exactly; centre=False is RMS norm; a given mean and variance are
+    constants."""
+    raw = v.rows(x)
+    rows = lift(raw)
+    own = mean is None or var is None
     if mean is not None and var is not None:
-        mu = lift(v.per_element(mean, 0)[:, :1], wide)
-        sigma2 = lift(v.per_element(var, 1)[:, :1], wide)
+        mu, sigma2 = (fit(v.per_element(s)[:, :1], rows) for s in (mean, var))
         d = rows - mu
     elif centre:
-        raw = v.rows(x)
-        c = lower(_mean(rows))
-        d = rows - c
+        first = lower(_mean(rows))
+        d = rows - first
         rest = _mean(d)
-        d, mu = d - rest, rest + c
         constant = (raw == raw[:, :1]).all(axis=1, keepdims=True)  # exactly, not to the last bit
-        d, mu = _where(constant, d * LONG(0), d), _where(constant, lift(raw[:, :1], wide), mu)
+        d, mu = _where(constant, np.zeros(1), d - rest), _where(constant, raw[:, :1].astype(np.float64), rest + first)
         sigma2 = _mean(d * d)
     else:
         d, mu = rows, None
         sigma2 = _mean(d * d)
-    rstd = lift(np.ones(1, np.float32), wide) / _root(sigma2 + LONG(eps))
-    return mu, sigma2, rstd, d * rstd
+    rstd = fit(np.ones(1), rows) / _root(sigma2 + LONG(eps))
+    return Standard(mu, sigma2, rstd, d * rstd, centre, own)
 
 
 def forward(
@@ -332,24 +353,17 @@ def forward(
     centre: bool = True,
     mean: Array | None = None,
     var: Array | None = None,
-    residual: Array | None = None,
-    relu: bool = False,
+    known: Standard | None = None,
 ) -> Forward:
-    """y = gamma * xhat + beta (+ residual, then max(., 0)), exactly; centre=False is RMS norm."""
-    mu, sigma2, _, xhat = _standardise(v, x, eps, centre, mean, var)
-    wide = isinstance(xhat, Wide)
-    scaled = xhat * lift(v.per_element(weight, 1), wide)
-    beta = lift(v.per_element(bias, 0), wide)
-    y = scaled + beta
-    scale = np.abs(lower(scaled)) + np.abs(lower(beta))
-    if residual is not None:
-        added = lift(v.rows(residual), wide)
-        y = y + added
-        scale = scale + np.abs(lower(added))
-    result = lower(y)
-    result = np.where(result <= 0, LONG(0), result) if relu else result
-    m = np.zeros(0, LONG) if mu is None else lower(mu).ravel()
-    return Forward(m, lower(sigma2).ravel(), v.unrows(result, x.shape), v.unrows(scale, x.shape))
+    """y = gamma * xhat + beta, exactly; `known` is what `standardise` gave for the same data."""
+    s = known or standardise(v, x, eps, centre=centre, mean=mean, var=var)
+    y = s.xhat if weight is None else s.xhat * fit(v.per_element(weight), s.xhat)
+    scale = _size(y)
+    if bias is not None:
+        beta = v.per_element(bias)
+        y, scale = y + fit(beta, y), scale + _size(beta)
+    mu = np.zeros(0, LONG) if s.mean is None else lower(s.mean).ravel()
+    return Forward(mu, lower(s.var).ravel(), v.unrows(lower(y), x.shape), v.unrows(scale, x.shape))
 
 
 def backward(
@@ -362,25 +376,24 @@ def backward(
     centre: bool = True,
     mean: Array | None = None,
     var: Array | None = None,
+    known: Standard | None = None,
 ) -> Backward:
     """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), g = gamma * dy, exactly; given statistics, dx = rstd * g."""
-    _, _, rstd, xhat = _standardise(v, x, eps, centre, mean, var)
-    wide = isinstance(xhat, Wide)
-    upstream = lift(v.rows(dy), wide)
-    g = upstream * lift(v.per_element(weight, 1), wide)
-    dx, scale = g, np.abs(lower(g))
-    if mean is None:
-        projected = xhat * _mean(g * xhat)
-        dx, scale = dx - projected, scale + np.abs(lower(projected))
-        if centre:
-            dx, scale = dx - _mean(g), scale + np.abs(lower(_mean(g)))
-    dx, scale = lower(dx * rstd), scale * lower(rstd)
-    product = upstream * xhat
-    sums = [v.parameter_sums(t) for t in (product, product * product, upstream, upstream * upstream)]
-    dweight, dweight2, dbias, dbias2 = (lower(s) for s in sums)
-    return Backward(
-        v.unrows(dx, x.shape), v.unrows(scale, x.shape), dweight, np.sqrt(dweight2), dbias, np.sqrt(dbias2)
-    )  # fmt: skip
+    s = known or standardise(v, x, eps, centre=centre, mean=mean, var=var)
+    upstream = fit(v.rows(dy), s.xhat)
+    g = upstream if weight is None else upstream * fit(v.per_element(weight), s.xhat)
+    dx, scale = g, _size(g)
+    if s.own:
+        projected = s.xhat * _mean(g * s.xhat)
+        dx, scale = dx - projected, scale + _size(projected)
+        if s.centred:
+            dx, scale = dx - _mean(g), scale + _size(_mean(g))
+    scale = scale * lower(s.rstd)
+    product = upstream * s.xhat
+    dweight, dbias = v.parameter_sums(product), v.parameter_sums(upstream)
+    dweight_scale, dbias_scale = (np.sqrt(v.parameter_sums(_size(t) ** 2)) for t in (product, upstream))
+    dx = v.unrows(lower(dx * s.rstd), x.shape)
+    return Backward(dx, v.unrows(scale, x.shape), dweight, dweight_scale, dbias, dbias_scale)
 
 
 def softmax_weights(logits: Array) -> list[Wide]:
@@ -414,62 +427,74 @@ def switchable(
     bias: Array | None,
     eps: float,
 ) -> Switchable:
-    """Switchable norm of an (N, C, space) array from the batch's own statistics, all in `Wide`.
+    """Switchable norm of an (N, C, space) array from the batch's own statistics.
 
-    The gradients are those of the chain rule through the nine moments, as the reference's docstring writes them.
+    The statistics, few, are `Wide`; what there is one of per element is in the type that `lift` gives. The gradients
+    are those of the chain rule through the nine moments, as the reference's docstring writes them.
     """
     n, c = x.shape[:2]
-    rows = Wide(x.reshape(n, c, -1).astype(LONG))
-    gamma = Wide((np.ones(c) if weight is None else weight).reshape(1, c, 1).astype(LONG))
-    beta = (np.zeros(c) if bias is None else bias).reshape(1, c, 1).astype(LONG)
-    m = rows.shape[-1]
-    constant = (x.reshape(n, c, -1) == x.reshape(n, c, -1)[..., :1]).all(axis=-1, keepdims=True)
-    mu_in = _where(constant, Wide(rows.hi[..., :1]), _mean(rows))
-    var_in = _mean((rows - mu_in) * (rows - mu_in))
+    raw = x.reshape(n, c, -1)
+    rows = lift(raw)
+    m = raw.shape[-1]
+
+    def statistic(values: Any) -> Wide:
+        return values if isinstance(values, Wide) else Wide(values)
+
+    def minus(mu: Wide) -> Any:
+        """x - mu without rounding mu."""
+        return rows - mu if isinstance(rows, Wide) else (rows - mu.hi) - mu.lo
 
     def over(axis: int, values: Wide) -> Wide:
         """Sums over channels (1) or samples (0) of an (N, C, 1) array."""
         return values.sum(axis=axis, keepdims=True)
 
     def merge(axis: int) -> tuple[Wide, Wide]:
-        count = LONG(x.shape[axis])
-        mu = over(axis, mu_in) / count
-        return mu, over(axis, var_in + (mu_in - mu) * (mu_in - mu)) / count
+        first = Wide(mu_in.hi.take([0], axis), mu_in.lo.take([0], axis))
+        mu = first + over(axis, mu_in - first) / LONG(x.shape[axis])
+        return mu, over(axis, var_in + (mu_in - mu) * (mu_in - mu)) / LONG(x.shape[axis])
 
+    mu_in = statistic(_mean(rows))
+    mu_in = mu_in + statistic(_mean(minus(mu_in)))
+    mu_in = _where((raw == raw[..., :1]).all(axis=-1, keepdims=True), raw[..., :1].astype(np.float64), mu_in)
+    d = minus(mu_in)
+    var_in = statistic(_mean(d * d))
     (mu_ln, var_ln), (mu_bn, var_bn) = merge(1), merge(0)
     w, u = softmax_weights(mean_logits), softmax_weights(var_logits)
-    mu = mu_in * w[0] + mu_ln * w[1] + mu_bn * w[2]
+    mu = mu_in + (mu_ln - mu_in) * w[1] + (mu_bn - mu_in) * w[2]  # constant where all three are
     var = var_in * u[0] + var_ln * u[1] + var_bn * u[2]
-    rstd = Wide(1) / (var + LONG(eps)).sqrt()
-    xhat = (rows - mu) * rstd
-    y = xhat * gamma + beta
-    scale = np.abs(lower(xhat * gamma)) + np.abs(beta)
+    rstd = var.like(np.ones(1)) / (var + LONG(eps)).sqrt()
+    inverse = fit(rstd, rows)
+    xhat = minus(mu) * inverse
+    y = xhat if weight is None else xhat * fit(weight.reshape(1, c, 1), rows)
+    scale = _size(y)
+    if bias is not None:
+        y, scale = y + fit(bias.reshape(1, c, 1), rows), scale + _size(bias.reshape(1, c, 1))
 
-    g = Wide(dy.reshape(n, c, -1).astype(LONG)) * gamma
-    dmu = -(rstd * g.sum(keepdims=True))
-    dvar = rstd * rstd * (g * xhat).sum(keepdims=True) * LONG(-0.5)
-    dx = g * rstd
-    dx_scale = np.abs(lower(dx))
-    shares = ((mu_in, lambda s: s, m), (mu_ln, lambda s: over(1, s), m * c), (mu_bn, lambda s: over(0, s), m * n))
-    for (centre, gather, count), w_k, u_k in zip(shares, w, u, strict=True):
-        of_mean = gather(dmu) * w_k / LONG(count)
-        of_var = gather(dvar) * u_k * (rows - centre) * LONG(2) / LONG(count)
-        dx = dx + of_mean + of_var
-        dx_scale = dx_scale + np.abs(lower(of_mean)) + np.abs(lower(of_var))
+    g = fit(dy.reshape(n, c, -1), rows)
+    g = g if weight is None else g * fit(weight.reshape(1, c, 1), rows)
+    product = g * xhat
+    dmu = -(rstd * statistic(g.sum(axis=-1, keepdims=True)))
+    dvar = rstd * rstd * statistic(product.sum(axis=-1, keepdims=True)) * LONG(-0.5)
+    dx = g * inverse
+    dx_scale = _size(dx)
+    for k, (centre, count) in enumerate(((mu_in, m), (mu_ln, m * c), (mu_bn, m * n))):
+        of_mean, of_var = (s if k == 0 else over(2 - k, s) for s in (dmu * w[k], dvar * u[k]))
+        of_mean = fit(of_mean / LONG(count), rows)
+        slope = minus(centre) * fit(of_var * LONG(2) / LONG(count), rows)
+        dx = dx + of_mean + slope
+        dx_scale = dx_scale + _size(of_mean) + _size(slope)
 
-    noise_mu = lower(rstd) * np.sqrt(lower((g * g).sum(keepdims=True)))
-    noise_var = 0.5 * lower(rstd * rstd) * np.sqrt(lower((g * g * xhat * xhat).sum(keepdims=True)))
+    noise_mu = lower(rstd) * np.sqrt((_size(g) ** 2).sum(axis=-1, keepdims=True))
+    noise_var = lower(rstd * rstd) * np.sqrt((_size(product) ** 2).sum(axis=-1, keepdims=True)) / 2
     logits = []
     for weights, moments, mixed, upstream, noise in (
         (w, (mu_in, mu_ln, mu_bn), mu, dmu, noise_mu),
         (u, (var_in, var_ln, var_bn), var, dvar, noise_var),
     ):
         apart = [moment - mixed for moment in moments]
-        sums = [upstream * d * w_k for d, w_k in zip(apart, weights, strict=True)]
-        logits.append(np.array([lower(s).sum() for s in sums]))
-        sizes = [(noise * np.abs(lower(d)) * lower(w_k)).sum() for d, w_k in zip(apart, weights, strict=True)]
-        logits.append(np.array(sizes))
-    shaped = (a.reshape(x.shape) for a in (lower(y), scale, lower(dx), dx_scale))
+        logits.append(np.array([lower(upstream * d * w_k).sum() for d, w_k in zip(apart, weights, strict=True)]))
+        logits.append(np.array([(noise * _size(d * w_k)).sum() for d, w_k in zip(apart, weights, strict=True)]))
+    shaped = (lower(a).reshape(x.shape) for a in (y, scale, dx, dx_scale))
     return Switchable(*shaped, *logits)
 
 
@@ -486,17 +511,16 @@ class WeightNorm:
 
 def weight_norm(v: Array, g: Array, dw: Array) -> WeightNorm:
     """w = g * v / ||v|| per row; dg = sum(dw * v) / ||v||; dv = g / ||v|| * (dw - dg * v / ||v||)."""
-    rows, upstream = lift(v), lift(dw)
-    wide = isinstance(rows, Wide)
-    length = lift(g.reshape(-1, 1), wide)
+    rows = lift(v)
+    upstream, length = fit(dw, rows), fit(g.reshape(-1, 1), rows)
     norm = _root((rows * rows).sum(axis=-1, keepdims=True))
     unit = rows / norm
     terms = upstream * unit
     dg = terms.sum(axis=-1, keepdims=True)
     factor = length / norm
     dv = (upstream - unit * dg) * factor
-    scale = (np.abs(lower(upstream)) + np.abs(lower(unit * dg))) * np.abs(lower(factor))
-    dg_scale = np.sqrt(lower((terms * terms).sum(axis=-1)))
+    scale = (_size(upstream) + _size(unit * dg)) * _size(factor)
+    dg_scale = np.sqrt((_size(terms) ** 2).sum(axis=-1))
     return WeightNorm(lower(unit * length), lower(dv), scale, lower(dg)[:, 0], dg_scale)
 
 
