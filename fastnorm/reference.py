@@ -660,7 +660,7 @@ def switchable_norm_forward(
         mu_bn = _broadcast(_compute(running_mean), x.ndim, channel)
         var_bn = _broadcast(_compute(running_var), x.ndim, channel)
     means, variances = (mu_in, mu_ln, mu_bn), (var_in, var_ln, var_bn)
-    mean = sum(w * mu for w, mu in zip(w_mean, means, strict=True))
+    mean = mu_in + w_mean[1] * (mu_ln - mu_in) + w_mean[2] * (mu_bn - mu_in)  # rounded weights do not add up to 1
     var = sum(w * v for w, v in zip(w_var, variances, strict=True))
     rstd = 1 / np.sqrt(var + eps)
     xhat = (values - mean) * rstd
