@@ -29,6 +29,7 @@ __all__ = [
     "example_help",
     "need",
     "output_file",
+    "plain_log",
     "shape_list",
     "whole",
 ]
@@ -218,6 +219,16 @@ class DeferredInterrupt:
     ) -> None:
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
+
+
+def plain_log(axis: Any) -> None:
+    """Label a logarithmic matplotlib axis at 1, 2 and 5 of each decade with plain numbers."""
+    ticker = need("matplotlib.ticker")
+    low, high = axis.get_view_interval()
+    # Over wider ranges the whole decades alone, or the labels run into each other.
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def draw(path: Path, figure: Any) -> None:

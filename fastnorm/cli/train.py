@@ -28,6 +28,7 @@ from fastnorm.cli.common import (
     example_help,
     need,
     output_file,
+    plain_log,
     whole,
 )
 from fastnorm.cli.models import NORM_FUNCTIONS, NORMS
@@ -353,6 +354,7 @@ def plot_curves(path: Path, training: Training) -> None:
     left.plot(epochs, curves["held_out_loss"], label=held_out, marker=marker, markersize=3)
     left.set_ylabel("cross-entropy, nats")
     left.set_yscale("log")
+    plain_log(left.yaxis)
     right.plot(epochs, [100 * a for a in curves["accuracy"]], label="training", marker=marker, markersize=3)
     right.plot(epochs, [100 * a for a in curves["held_out_accuracy"]], label=held_out, marker=marker, markersize=3)
     right.set_ylabel("accuracy, %")
