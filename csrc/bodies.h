@@ -1,0 +1,46 @@
+/* GENERIC bodies decide at run time what the others are specialised for: the wide ones are rare. */
+/* The primitives for the types now defined; afterwards the definitions are dropped. */
+#include "spans.h"
+#include "columns.h"
+#include "rows.h"
+#include "params.h"
+
+#undef S
+#undef T
+#undef P
+#undef V
+#undef LANES
+#undef NAME
+#undef WIDER
+#undef GENERIC
+#undef EACH_COLUMN
+#undef TO_DOUBLE
+#undef FROM_DOUBLE
+#undef LOAD
+#undef LOAD_N
+#undef STORE
+#undef STORE_N
+#undef STREAM
+#undef ROUND
+#undef LOAD_T
+#undef LOAD_P
+#undef LOAD_P_N
+#undef SET1
+#undef ADD
+#undef SUB
+#undef MUL
+#undef FIRST
+#undef POSITIVE
+#undef ACC
+#undef ACC_ZERO
+#undef ACC_ADD
+#undef ACC_ADD4
+#undef ACC_SUM
+#undef ACC_PUT
+#undef FN_BLOCK
+#undef BLOCK_CHECKED
+#undef FN_TILE
+#undef FN_ROWS
+#undef SQUARE
+#undef GATED
+#undef ROW_OUT

@@ -1,0 +1,288 @@
+/* A matrix whose columns each have their own statistic: channels-last images, (N, C) arrays, and NCHW spans too short to be
+   worth a horizontal reduction (then a "column" is one pixel of one channel, and the caller adds up the columns of a channel).
+
+   Included once per (storage S, arithmetic T). Eight rows are read side by side, so that memory is walked in order and
+   squares are added as a tree of eight before they are widened, as in spans.h. Columns are taken in tiles whose per-column
+   numbers stay in L1. */
+
+#define FN_TILE 256 /* columns: 256 × (5 vectors of T + 2 of double) = 14 KB of L1 */
+
+/* ---- sums ---- */
+
+FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
+
+/* BODY(row, rows, columns) over all columns j of a band of rows: the whole band at once for full vectors, when it has the
+   full height that the compiler knows; row by row for the rest. */
+#define EACH_COLUMN(w, height, full, BODY)                                                                               \
+    do {                                                                                                                 \
+        ptrdiff_t done = !GENERIC && (full) ? (w) / LANES * LANES : 0;                                                   \
+        for (ptrdiff_t j = 0; j < done; j += LANES) BODY(0, height, LANES);                                              \
+        for (ptrdiff_t row = 0; row < (height); row++)                                                                   \
+            for (ptrdiff_t j = done; j < (w); j += LANES) BODY(row, 1, ((w) - j < LANES ? (w) - j : LANES));             \
+    } while (0)
+
+FN_INLINE ACC NAME(col_sum8)(const S *p, ptrdiff_t stride, ptrdiff_t n) {
+    ACC acc = ACC_ADD4(ACC_ZERO(), NAME(col_load)(p, n), NAME(col_load)(p + stride, n), NAME(col_load)(p + 2 * stride, n),
+                       NAME(col_load)(p + 3 * stride, n));
+    p += 4 * stride;
+    return ACC_ADD4(acc, NAME(col_load)(p, n), NAME(col_load)(p + stride, n), NAME(col_load)(p + 2 * stride, n),
+                    NAME(col_load)(p + 3 * stride, n));
+}
+
+FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
+                                                     double *sum, double *sum_lo) {
+    const S *x = xv;
+    ptrdiff_t r = 0;
+#define SUM(row, rows, n)                                                                                                \
+    ACC_PUT(rows == 8 ? NAME(col_sum8)(x + j, stride, n) : ACC_ADD(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n)), \
+            sum + j, sum_lo + j, n)
+    for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(width, 8, 1, SUM);
+    EACH_COLUMN(width, rows - r, 0, SUM);
+#undef SUM
+}
+
+FN_INLINE V NAME(col_square)(const S *x, ptrdiff_t n, V c) { V d = SUB(NAME(col_load)(x, n), c); return MUL(d, d); }
+FN_INLINE V NAME(col_square8)(const S *p, ptrdiff_t stride, ptrdiff_t n, V c) {
+#define SQ(k) NAME(col_square)(p + (k) * stride, n, c)
+    return ADD(TREE4(SQ, 0), TREE4(SQ, 4));
+#undef SQ
+}
+
+FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
+                                                        const double *centre, double *m2) {
+    for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
+        ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
+        const S *x = (const S *)xv + t;
+        T c[FN_TILE];
+        double q[FN_TILE], q_lo[FN_TILE];
+        for (ptrdiff_t j = 0; j < FN_TILE; j++) {
+            c[j] = j < w ? (T)centre[t + j] : 0;
+            q[j] = q_lo[j] = 0;
+        }
+        ptrdiff_t r = 0;
+#define SQUARES(row, rows, n)                                                                                            \
+    ACC_PUT(ACC_ADD(ACC_ZERO(), rows == 8 ? NAME(col_square8)(x + j, stride, n, LOAD_T(c + j))                           \
+                                          : NAME(col_square)(x + (row) * stride + j, n, LOAD_T(c + j))),                 \
+            q + j, q_lo + j, n)
+        for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(w, 8, 1, SQUARES);
+        EACH_COLUMN(w, rows - r, 0, SQUARES);
+#undef SQUARES
+#ifdef WIDER
+        int safe = 1;
+        for (ptrdiff_t j = 0; j < w; j++) safe &= fn_in_safe_range(q[j], (double)rows);
+        if (FN_UNLIKELY(!safe)) { WIDER(col_squares)((const S *)xv + t, rows, w, stride, centre + t, m2 + t); continue; }
+#endif
+        for (ptrdiff_t j = 0; j < w; j++) {
+            double d = centre[t + j] - (double)c[j];
+            m2[t + j] += (q[j] - (double)rows * (d * d)) + q_lo[j];
+        }
+    }
+}
+
+/* ---- normalization and gradients: per-column numbers as vectors of T ---- */
+
+typedef struct { T hi[FN_TILE], lo[FN_TILE], scale[FN_TILE], shift[FN_TILE]; } NAME(col_norms);
+
+/* Returns 0 when a column asks for wider arithmetic. */
+FN_INLINE int NAME(col_split)(const fn_norm *p, ptrdiff_t w, NAME(col_norms) *v) {
+    int wide = 0;
+    for (ptrdiff_t j = 0; j < w; j++) {
+        v->hi[j] = (T)p[j].mean;
+        v->lo[j] = (T)((p[j].mean - (double)v->hi[j]) + p[j].mean_lo);
+        v->scale[j] = (T)p[j].scale;
+        v->shift[j] = (T)p[j].shift;
+        wide |= p[j].wide;
+    }
+    for (ptrdiff_t j = w; j < (w + LANES - 1) / LANES * LANES; j++) v->hi[j] = v->lo[j] = v->scale[j] = v->shift[j] = 0;
+    return !wide;
+}
+
+FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
+    NAME(affine_v) v = {LOAD_T(p->hi + j), LOAD_T(p->lo + j), LOAD_T(p->scale + j), LOAD_T(p->shift + j)};
+    return v;
+}
+
+FN_INLINE void NAME(col_affine_one)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
+                                    NAME(affine_v) v, int has_res, int relu, int stream) {
+    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
+        ptrdiff_t o = r * stride;
+        V z = NAME(normalize)(NAME(col_load)(x + o, n), v);
+        z = NAME(activate)(z, has_res ? NAME(col_load)(res + o, n) : z, has_res, relu);
+        if (n < LANES) STORE_N(y + o, z, n);
+        else if (stream) STREAM(y + o, z);
+        else STORE(y + o, z);
+    }
+}
+
+FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
+                                     const NAME(col_norms) *p, int has_res, int relu, int stream) {
+#define BODY(row, rows, n)                                                                                               \
+    NAME(col_affine_one)(x + (row) * stride + j, has_res ? res + (row) * stride + j : NULL, y + (row) * stride + j, rows, \
+                         stride, n, NAME(col_norm)(p, j), has_res, relu, stream)
+    EACH_COLUMN(w, rows, rows == 4, BODY);
+#undef BODY
+}
+
+FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdiff_t rows,
+                                                       ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, int flags) {
+    NAME(col_norms) v;
+    /* Streaming needs every row of every tile to start on a cache line. */
+    int stream = (flags & FN_STREAM) && ((uintptr_t)yv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
+    for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
+        ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
+        const S *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
+        S *y = (S *)yv + t;
+        int narrow = NAME(col_split)(p + t, w, &v);
+#ifdef WIDER
+        if (FN_UNLIKELY(!narrow)) { WIDER(col_affine)(x, res, y, rows, w, stride, p + t, flags & FN_RELU); continue; }
+#endif
+        (void)narrow;
+        for (ptrdiff_t r = 0; r < rows; r += 4) {
+            ptrdiff_t some = rows - r < 4 ? rows - r : 4, o = r * stride;
+            int relu = flags & FN_RELU;
+            const S *rr = res ? res + o : NULL;
+#define BODY(some, has_res, relu, stream) NAME(col_affine_rows)(x + o, rr, y + o, some, w, stride, &v, has_res, relu, stream)
+            if (GENERIC || some < 4) BODY(some, rr != NULL, relu, 0);
+            else if (res) { if (stream) BODY(4, 1, relu, 1); else BODY(4, 1, relu, 0); }
+            else if (relu) { if (stream) BODY(4, 0, 1, 1); else BODY(4, 0, 1, 0); }
+            else { if (stream) BODY(4, 0, 0, 1); else BODY(4, 0, 0, 0); }
+#undef BODY
+        }
+    }
+    if (stream) fn_fence();
+}
+
+/* Four rows or one of the gradient sums of one vector of columns. */
+FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
+                                        NAME(affine_v) v, int has_res, int relu) {
+    V g[4], d[4];
+    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
+        ptrdiff_t o = r * stride;
+        V xi = NAME(col_load)(x + o, n);
+        g[r] = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
+        d[r] = MUL(g[r], SUB(xi, v.hi));
+    }
+    if (rows == 4) {
+        g[0] = ADD(ADD(g[0], g[1]), ADD(g[2], g[3]));
+        d[0] = ADD(ADD(d[0], d[1]), ADD(d[2], d[3]));
+    }
+    NAME(sums) s = {ACC_ADD(ACC_ZERO(), g[0]), ACC_ADD(ACC_ZERO(), d[0])};
+    return s;
+}
+
+FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
+                                   const NAME(col_norms) *p, int has_res, int relu, double *dsum, double *dot, double *lost) {
+#define BODY(row, rows, n)                                                                                               \
+    do {                                                                                                                 \
+        ptrdiff_t o = (row) * stride + j;                                                                                \
+        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), has_res, relu); \
+        ACC_PUT(s.sum, dsum + j, lost + j, n);                                                                           \
+        ACC_PUT(s.dot, dot + j, lost + FN_TILE + j, n);                                                                  \
+    } while (0)
+    EACH_COLUMN(w, rows, rows == 4, BODY);
+#undef BODY
+}
+
+FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows,
+                                                          ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, int flags,
+                                                          double *dsum, double *dot) {
+    NAME(col_norms) v;
+    double s[FN_TILE], d[FN_TILE], lost[2 * FN_TILE];
+    for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
+        ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
+        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
+        int safe = NAME(col_split)(p + t, w, &v);
+        for (ptrdiff_t j = 0; j < FN_TILE; j++) s[j] = d[j] = lost[j] = lost[FN_TILE + j] = 0;
+        for (ptrdiff_t r = 0; r < rows; r += 4) {
+            ptrdiff_t o = r * stride;
+            int relu = flags & FN_RELU;
+            const S *rr = res && relu ? res + o : NULL;
+            ptrdiff_t some = rows - r < 4 ? rows - r : 4;
+#define BODY(some, has_res, relu) NAME(col_grad_rows)(dy + o, x + o, rr, some, w, stride, &v, has_res, relu, s, d, lost)
+            if (GENERIC || some < 4) BODY(some, rr != NULL, relu);
+            else if (!relu) BODY(4, 0, 0);
+            else if (!rr) BODY(4, 0, 1);
+            else BODY(4, 1, 1);
+#undef BODY
+        }
+#ifdef WIDER
+        for (ptrdiff_t j = 0; j < w; j++) { double out[2] = {s[j], d[j]}; safe &= fn_dot_is_safe(out); }
+        if (FN_UNLIKELY(!safe)) { WIDER(col_grad_sums)(dy, x, res, rows, w, stride, p + t, flags, dsum + t, dot + t); continue; }
+#endif
+        (void)safe;
+        for (ptrdiff_t j = 0; j < w; j++) {
+            double lo = (p[t + j].mean - (double)v.hi[j]) + p[t + j].mean_lo, sum = s[j] + lost[j];
+            dsum[t + j] += sum;
+            dot[t + j] += (d[j] - lo * sum) + lost[FN_TILE + j];
+        }
+    }
+}
+
+typedef struct { T a[FN_TILE], b[FN_TILE], c[FN_TILE]; } NAME(col_grads);
+
+FN_INLINE void NAME(col_grad_apply_one)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t stride,
+                                        ptrdiff_t n, NAME(affine_v) v, V a, V b, V c, int has_res, int relu, int stream) {
+    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
+        ptrdiff_t o = r * stride;
+        V xi = NAME(col_load)(x + o, n);
+        V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
+        V z = NAME(combine)(g, xi, v, a, b, c);
+        if (dres) { if (n < LANES) STORE_N(dres + o, g, n); else STORE(dres + o, g); }
+        if (n < LANES) STORE_N(dx + o, z, n);
+        else if (stream) STREAM(dx + o, z);
+        else STORE(dx + o, z);
+    }
+}
+
+FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
+                                         ptrdiff_t stride, const NAME(col_norms) *p, const NAME(col_grads) *q, int has_res,
+                                         int relu, int stream) {
+#define BODY(row, rows, n)                                                                                               \
+    do {                                                                                                                 \
+        ptrdiff_t o = (row) * stride + j;                                                                                \
+        NAME(col_grad_apply_one)(dy + o, x + o, has_res ? res + o : NULL, dx + o, dres ? dres + o : NULL, rows, stride, n, \
+                                 NAME(col_norm)(p, j), LOAD_T(q->a + j), LOAD_T(q->b + j), LOAD_T(q->c + j), has_res, relu, stream); \
+    } while (0)
+    EACH_COLUMN(w, rows, rows == 4, BODY);
+#undef BODY
+}
+
+FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv,
+                                                           void *drv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
+                                                           const fn_norm *p, const fn_grad *g, int flags) {
+    NAME(col_norms) v;
+    NAME(col_grads) q;
+    int stream = (flags & FN_STREAM) && ((uintptr_t)dxv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
+    int relu = flags & FN_RELU;
+    for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
+        ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
+        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
+        S *dx = (S *)dxv + t, *dres = drv ? (S *)drv + t : NULL;
+        int safe = NAME(col_split)(p + t, w, &v);
+        for (ptrdiff_t j = 0; j < (w + LANES - 1) / LANES * LANES; j++) {
+            q.a[j] = j < w ? (T)g[t + j].a : 0;
+            q.b[j] = j < w ? (T)g[t + j].b : 0;
+            q.c[j] = j < w ? (T)g[t + j].c : 0;
+        }
+#ifdef WIDER
+        for (ptrdiff_t j = 0; j < w; j++) safe &= fn_grad_is_safe(g + t + j);
+        if (FN_UNLIKELY(!safe)) {
+            WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, p + t, g + t, relu);
+            continue;
+        }
+#endif
+        (void)safe;
+        for (ptrdiff_t r = 0; r < rows; r += 4) {
+            ptrdiff_t some = rows - r < 4 ? rows - r : 4, o = r * stride;
+            const S *rr = res && relu ? res + o : NULL;
+            S *dr = rr && dres ? dres + o : NULL;
+#define BODY(some, dr, has_res, relu, stream) \
+    NAME(col_grad_apply_rows)(dy + o, x + o, rr, dx + o, dr, some, w, stride, &v, &q, has_res, relu, stream)
+            if (GENERIC || some < 4 || rr) BODY(some, dr, rr != NULL, relu, 0);
+            else if (relu) { if (stream) BODY(4, NULL, 0, 1, 1); else BODY(4, NULL, 0, 1, 0); }
+            else { if (stream) BODY(4, NULL, 0, 0, 1); else BODY(4, NULL, 0, 0, 0); }
+#undef BODY
+        }
+    }
+    if (stream) fn_fence();
+}

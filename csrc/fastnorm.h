@@ -1,0 +1,93 @@
+/* What the C storey offers: primitives on spans, rows and columns of memory, reached through one table per storage type
+   and instruction set. No Python, no threads, no allocation, no errors: arguments are right when they arrive here.
+
+   Statistics cross this border in double (double-double for means), whatever the storage type; each primitive splits or
+   rounds them as its own arithmetic needs. */
+#ifndef FASTNORM_H
+#define FASTNORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Count, mean (hi + lo) and sum of squared deviations of a set of values. */
+typedef struct { double n, mean, mean_lo, m2; } fn_moments;
+
+/* y = (x - mean)·scale + shift, one set of numbers for a whole span. `wide` asks for double arithmetic where float would
+   overflow or lose everything to underflow (fn_is_wide). */
+typedef struct { double mean, mean_lo, scale, shift; int wide; } fn_norm;
+
+/* dx = a·dy + b·(x - mean) + c */
+typedef struct { double a, b, c; } fn_grad;
+
+enum { FN_RELU = 1, FN_STREAM = 2 };
+enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
+
+/* `count` spans of `len` contiguous elements each, `stride` elements from the start of one to the start of the next. */
+typedef struct { ptrdiff_t len, count, stride; } fn_spans;
+
+typedef struct {
+    ptrdiff_t itemsize;
+
+    /* ---- spans that share one statistic: batch, group and instance norm ---- */
+
+    /* Moments of all values in the spans: corrected two-pass per block, blocks merged in order. */
+    void (*moments)(const void *x, fn_spans s, fn_moments *out);
+    /* y = relu((x - mean)·scale + shift + residual); residual may be NULL. `ahead`: elements beyond x to prefetch. */
+    void (*affine)(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags, ptrdiff_t ahead);
+    /* out = Σdy, Σdy·(x - mean), with dy masked by the ReLU of the forward. */
+    void (*grad_sums)(const void *dy, const void *x, const void *residual, fn_spans s, const fn_norm *p, int flags, double out[2]);
+    /* dx = a·dy + b·(x - mean) + c; dresidual, when not NULL, receives the masked dy. */
+    void (*grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
+                       const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead);
+
+    /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
+
+    /* sum[j] += Σ_r x[r,j] over `rows` rows (hi and lo parts). */
+    void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo);
+    /* m2[j] += Σ_r (x[r,j] - centre[j])² - rows·(centre[j] - fl(centre[j]))²: about the centre in double. */
+    void (*col_squares)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2);
+    void (*col_affine)(const void *x, const void *residual, void *y, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
+                       const fn_norm *p, int flags);
+    /* dsum[j] += Σ_r dy[r,j]; dot[j] += Σ_r dy[r,j]·(x[r,j] - mean[j]). */
+    void (*col_grad_sums)(const void *dy, const void *x, const void *residual, ptrdiff_t rows, ptrdiff_t width,
+                          ptrdiff_t stride, const fn_norm *p, int flags, double *dsum, double *dot);
+    void (*col_grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, ptrdiff_t rows,
+                           ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, const fn_grad *g, int flags);
+
+    /* ---- rows that each have their own statistic and share per-column parameters: layer and RMS norm ----
+       Parameters are vectors of the arithmetic type (float, or double for float64). centred = 0 is RMS. */
+    void (*row_moments)(const void *x, ptrdiff_t len, int centred, fn_moments *m);
+    void (*row_apply)(const void *x, void *y, ptrdiff_t len, const void *gamma, const void *beta, const fn_norm *p,
+                      int centred, int flags, ptrdiff_t ahead);
+    /* Whole rows; stat[r] receives mean and rstd (as scale). sum, when not NULL, receives x + residual. */
+    void (*rows_forward)(const void *x, const void *residual, void *sum, void *y, ptrdiff_t rows, ptrdiff_t len,
+                         const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags);
+    /* out = Σg, Σg·(x - mean) with g = dy·gamma. */
+    void (*row_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t len, const fn_norm *p, int centred,
+                          double out[2]);
+    /* dx of rows (or pieces of rows with n elements to a statistic); dgamma, dbeta, when not NULL, are added to. */
+    void (*rows_grad)(const void *dy, const void *x, const void *gamma, void *dx, ptrdiff_t rows, ptrdiff_t len,
+                      ptrdiff_t stride, double n, const fn_norm *stat, const double *sums, int centred, int flags,
+                      double *dgamma, double *dbeta);
+    void (*add)(const void *x, const void *residual, void *sum, ptrdiff_t len);
+
+    /* ---- parameter vectors: any stride (bytes), to and from double ---- */
+    void (*get)(const void *src, ptrdiff_t stride, ptrdiff_t n, double *dst);
+    void (*put)(const double *src, ptrdiff_t n, void *dst, ptrdiff_t stride);
+} fn_ops;
+
+/* hi + lo += x, exactly but for lo's own rounding. */
+void fn_accumulate(double *hi, double *lo, double x);
+/* The mean (hi + lo) / n; m2 is left alone. */
+void fn_mean(double hi, double lo, double n, fn_moments *m);
+/* Chan's merge: a becomes the moments of the union of a and b. */
+void fn_merge(fn_moments *a, const fn_moments *b);
+/* Must y = (x - mean)·scale + shift be computed in double? m2 bounds (x - mean)². */
+int fn_wide(double mean, double m2, double scale);
+
+/* ---- instruction sets: one table each, chosen when imported ---- */
+enum { FN_BASELINE = 0, FN_AVX2 = 2, FN_AVX512 = 3, FN_NEON = 4, FN_LEVELS };
+/* The table of a level, or NULL if this build or this machine lacks it. */
+const fn_ops *fn_table(int level);
+
+#endif

@@ -1,0 +1,4 @@
+/* The kernels at the level avx512; setup.py passes the matching compiler flags. */
+#define FN_LEVEL 3
+#define FN_TABLE fn_table_avx512
+#include "kernels.h"

@@ -1,0 +1,301 @@
+/* Rows that each have their own statistic and share per-column parameters: layer norm and RMS norm.
+
+   Included once per (storage S, arithmetic T). Short rows are taken several at a time and in stages (all sums, all means,
+   all squares, all roots, all outputs), so that the latency of one row's reductions, root and division hides behind the
+   next row's work. A row's result depends on its own values and length alone. */
+
+#define FN_ROWS 8
+
+FN_INLINE ptrdiff_t NAME(rows_at_once)(ptrdiff_t len) {
+    ptrdiff_t r = FN_BLOCK / 2 / (len > 0 ? len : 1);
+    return r < 1 ? 1 : r > FN_ROWS ? FN_ROWS : r;
+}
+
+/* xhat = ((x - hi) - lo)·rstd */
+FN_INLINE V NAME(standardize)(V x, V hi, V lo, V rstd, int centred) {
+    return centred ? MUL(SUB(SUB(x, hi), lo), rstd) : MUL(x, rstd);
+}
+
+#define ROW_OUT(n) NAME(row_out)(NAME(col_load)(x + i, n), has_gamma ? NAME(param)(gamma + i, n) : rstd, \
+                                 has_beta ? NAME(param)(beta + i, n) : rstd, hi, lo, rstd, centred, has_gamma, has_beta)
+FN_INLINE V NAME(param)(const P *p, ptrdiff_t n) { return n == LANES ? LOAD_P(p) : LOAD_P_N(p, n); }
+FN_INLINE V NAME(row_out)(V x, V g, V b, V hi, V lo, V rstd, int centred, int has_gamma, int has_beta) {
+    V z = NAME(standardize)(x, hi, lo, rstd, centred);
+    if (has_gamma) z = MUL(z, g);
+    if (has_beta) z = ADD(z, b);
+    return z;
+}
+
+FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t len, const P *gamma, const P *beta, const fn_norm *p,
+                                    int centred, int has_gamma, int has_beta, int stream, ptrdiff_t ahead) {
+    T h = (T)p->mean;
+    V hi = SET1(h), lo = SET1((T)((p->mean - (double)h) + p->mean_lo)), rstd = SET1((T)p->scale);
+    ptrdiff_t i = 0;
+    if (stream) {
+        ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)y & 63) / sizeof(S));
+        for (; head > 0 && i < len;) {
+            ptrdiff_t n = head < LANES ? head : LANES - 1;
+            if (n > len - i) n = len - i;
+            STORE_N(y + i, ROW_OUT(n), n);
+            i += n;
+            head -= n;
+        }
+    }
+    for (; i + LANES <= len; i += LANES) {
+        if (ahead) fn_prefetch(x + i + ahead);
+        if (stream) STREAM(y + i, ROW_OUT(LANES)); else STORE(y + i, ROW_OUT(LANES));
+    }
+    if (i < len) { ptrdiff_t n = len - i; STORE_N(y + i, ROW_OUT(n), n); }
+}
+
+FN_OUTLINE void NAME(row_apply)(const void *xv, void *yv, ptrdiff_t len, const void *gv, const void *bv,
+                                                      const fn_norm *p, int centred, int flags, ptrdiff_t ahead) {
+    const S *x = xv;
+    S *y = yv;
+    const P *g = gv, *b = bv;
+#ifdef WIDER
+    if (FN_UNLIKELY(p->wide)) { WIDER(row_apply)(xv, yv, len, gv, bv, p, centred, flags, ahead); return; }
+#endif
+    int stream = !!(flags & FN_STREAM);
+#define BODY(centred, has_gamma, has_beta, stream) NAME(row_apply_body)(x, y, len, g, b, p, centred, has_gamma, has_beta, stream, ahead)
+    if (GENERIC) BODY(centred, g != NULL, b != NULL, 0);
+    else if (!centred) { if (stream) BODY(0, g != NULL, 0, 1); else BODY(0, g != NULL, 0, 0); }
+    else if (g && b) { if (stream) BODY(1, 1, 1, 1); else BODY(1, 1, 1, 0); }
+    else { if (stream) BODY(1, g != NULL, b != NULL, 1); else BODY(1, g != NULL, b != NULL, 0); }
+#undef BODY
+}
+
+/* s = x + residual, rounded to the storage type. */
+FN_OUTLINE void NAME(add)(const void *xv, const void *rv, void *sv, ptrdiff_t len) {
+    const S *x = xv, *res = rv;
+    S *s = sv;
+    ptrdiff_t i = 0;
+    for (; i + LANES <= len; i += LANES) STORE(s + i, ADD(LOAD(x + i), LOAD(res + i)));
+    if (i < len) STORE_N(s + i, ADD(LOAD_N(x + i, len - i), LOAD_N(res + i, len - i)), len - i);
+}
+
+/* Moments of one row, about its mean or about zero. */
+FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn_moments *m) {
+    const S *x = xv;
+    if (centred) {
+        fn_spans s = {len, 1, 0};
+        NAME(moments)(x, s, m);
+        return;
+    }
+    fn_dd q = {0, 0};
+    for (ptrdiff_t i = 0; i < len; i += FN_BLOCK) {
+        ptrdiff_t n = len - i < FN_BLOCK ? len - i : FN_BLOCK;
+        fn_dd b = ACC_SUM(NAME(squares_span)(ACC_ZERO(), x + i, n, SET1(0)));
+#ifdef WIDER
+        if (FN_UNLIKELY(!fn_in_safe_range(b.hi, (double)n))) {
+            fn_moments w;
+            WIDER(row_moments)(x + i, n, 0, &w);
+            b.hi = w.m2;
+            b.lo = 0;
+        }
+#endif
+        q = fn_dd_add(q, b);
+    }
+    m->n = (double)len;
+    m->mean = m->mean_lo = 0;
+    m->m2 = q.hi + q.lo;
+}
+
+/* Layer norm (centred) or RMS norm of `rows` rows; stat receives mean and rstd of each. sum, when not NULL, receives
+   x + residual first and is what is normalized. */
+FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, void *yv, ptrdiff_t rows,
+                                                         ptrdiff_t len, const void *gamma, const void *beta, double eps,
+                                                         int centred, fn_norm *stat, int flags) {
+    const S *x = xv, *res = rv;
+    S *s = sv, *y = yv;
+    ptrdiff_t group = NAME(rows_at_once)(len);
+    for (ptrdiff_t r = 0; r < rows; r += group) {
+        ptrdiff_t some = rows - r < group ? rows - r : group;
+        fn_moments m[FN_ROWS];
+        const S *in = x + r * len;
+        if (res) {
+            NAME(add)(in, res + r * len, s + r * len, some * len);
+            in = s + r * len;
+        }
+        if (centred && len <= FN_BLOCK) {
+            fn_dd sum[FN_ROWS];
+            for (ptrdiff_t k = 0; k < some; k++) sum[k] = ACC_SUM(NAME(sum_span)(ACC_ZERO(), in + k * len, len));
+            for (ptrdiff_t k = 0; k < some; k++) {
+                fn_dd mean = fn_dd_div(sum[k], (double)len, sizeof(T) == 8);
+                m[k].n = (double)len;
+                m[k].mean = mean.hi;
+                m[k].mean_lo = mean.lo;
+            }
+            for (ptrdiff_t k = 0; k < some; k++) {
+                T c = (T)m[k].mean;
+                fn_dd q = ACC_SUM(NAME(squares_span)(ACC_ZERO(), in + k * len, len, SET1(c)));
+                double d = (m[k].mean - (double)c) + m[k].mean_lo;
+                double m2 = (q.hi - m[k].n * (d * d)) + q.lo;
+                m[k].m2 = m2 < 0 ? 0 : m2;
+            }
+#ifdef WIDER
+            for (ptrdiff_t k = 0; k < some; k++)
+                if (FN_UNLIKELY(!fn_square_sum_is_safe(m + k))) WIDER(row_moments)(in + k * len, len, 1, m + k);
+#endif
+        } else
+            for (ptrdiff_t k = 0; k < some; k++) NAME(row_moments)(in + k * len, len, centred, m + k);
+        for (ptrdiff_t k = 0; k < some; k++) stat[r + k].scale = 1 / fn_sqrt(m[k].m2 / m[k].n + eps);
+        for (ptrdiff_t k = 0; k < some; k++) {
+            fn_norm *p = stat + r + k;
+            p->mean = m[k].mean;
+            p->mean_lo = m[k].mean_lo;
+            p->shift = 0;
+            p->wide = fn_needs_wide(p->mean, m[k].m2, p->scale);
+            NAME(row_apply)(in + k * len, y + (r + k) * len, len, gamma, beta, p, centred, flags, res ? 0 : group * len);
+        }
+    }
+    if (flags & FN_STREAM) fn_fence();
+}
+
+/* ---- gradients ----
+   With g = dy·gamma and xhat = (x - mean)·rstd:  dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n),
+   dgamma = Σ_rows dy·xhat, dbeta = Σ_rows dy. */
+
+/* Σg and Σg·(x - hi) of one row. */
+FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, V hi, int centred) {
+    NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
+    ptrdiff_t i = 0;
+#define G(k) (gamma ? MUL(LOAD(dy + i + (k) * LANES), LOAD_P(gamma + i + (k) * LANES)) : LOAD(dy + i + (k) * LANES))
+#define D(k) (centred ? SUB(LOAD(x + i + (k) * LANES), hi) : LOAD(x + i + (k) * LANES))
+    for (; i + 4 * LANES <= len; i += 4 * LANES) {
+        V g0 = G(0), g1 = G(1), t0 = MUL(g0, D(0)), t1 = MUL(g1, D(1));
+        V g01 = ADD(g0, g1), t01 = ADD(t0, t1);
+        V g2 = G(2), g3 = G(3), t2 = MUL(g2, D(2)), t3 = MUL(g3, D(3));
+        if (centred) a.sum = ACC_ADD(a.sum, ADD(g01, ADD(g2, g3)));
+        a.dot = ACC_ADD(a.dot, ADD(t01, ADD(t2, t3)));
+    }
+    for (; i + LANES <= len; i += LANES) {
+        V g0 = G(0);
+        if (centred) a.sum = ACC_ADD(a.sum, g0);
+        a.dot = ACC_ADD(a.dot, MUL(g0, D(0)));
+    }
+#undef G
+#undef D
+    if (i < len) {
+        ptrdiff_t n = len - i;
+        V g0 = LOAD_N(dy + i, n), d = LOAD_N(x + i, n);
+        if (gamma) g0 = MUL(g0, LOAD_P_N(gamma + i, n));
+        if (centred) { a.sum = ACC_ADD(a.sum, g0); d = SUB(d, hi); }
+        a.dot = ACC_ADD(a.dot, FIRST(MUL(g0, d), n));
+    }
+    return a;
+}
+
+FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len,
+                                                          const fn_norm *p, int centred, double out[2]) {
+#ifdef WIDER
+    if (FN_UNLIKELY(p->wide)) { WIDER(row_grad_sums)(dyv, xv, gv, len, p, centred, out); return; }
+#endif
+    const S *dy = dyv, *x = xv;
+    const P *gamma = gv;
+    T h = (T)p->mean;
+    V hi = SET1(h);
+    NAME(sums) a = centred ? (gamma ? NAME(row_sums)(dy, x, gamma, len, hi, 1) : NAME(row_sums)(dy, x, NULL, len, hi, 1))
+                           : (gamma ? NAME(row_sums)(dy, x, gamma, len, hi, 0) : NAME(row_sums)(dy, x, NULL, len, hi, 0));
+    fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
+    double lo = (p->mean - (double)h) + p->mean_lo;
+    out[0] = sum.hi + sum.lo;
+    out[1] = (dot.hi - lo * out[0]) + dot.lo;
+#ifdef WIDER
+    if (FN_UNLIKELY(!fn_dot_is_safe(out))) WIDER(row_grad_sums)(dyv, xv, gv, len, p, centred, out);
+#endif
+}
+
+typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROWS]; } NAME(row_grads);
+
+/* Σ of one vector or of FN_ROWS, as a tree. */
+FN_INLINE V NAME(row_tree)(const V *t, ptrdiff_t rows) {
+    if (rows == 1) return t[0];
+    return ADD(ADD(ADD(t[0], t[1]), ADD(t[2], t[3])), ADD(ADD(t[4], t[5]), ADD(t[6], t[7])));
+}
+
+/* dx of FN_ROWS rows or of one, and their part of dgamma and dbeta, for one vector of columns. */
+FN_INLINE void NAME(rows_grad_one)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t rows, ptrdiff_t stride,
+                                   ptrdiff_t n, const NAME(row_grads) *q, ptrdiff_t first, int centred, int stream,
+                                   double *dgamma, double *dbeta, double *lost) {
+    V gm = gamma ? NAME(param)(gamma, n) : SET1(1);
+    V dg[FN_ROWS], db[FN_ROWS];
+    _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) {
+        ptrdiff_t o = r * stride;
+        V g = NAME(col_load)(dy + o, n), rstd = SET1(q->rstd[first + r]);
+        V xhat = NAME(standardize)(NAME(col_load)(x + o, n), SET1(q->hi[first + r]), SET1(q->lo[first + r]), rstd, centred);
+        db[r] = g;
+        dg[r] = MUL(g, xhat);
+        g = MUL(g, gm);
+        V z = ADD(MUL(g, rstd), MUL(xhat, SET1(q->b[first + r])));
+        if (centred) z = ADD(z, SET1(q->c[first + r]));
+        if (n < LANES) STORE_N(dx + o, z, n);
+        else if (stream) STREAM(dx + o, z);
+        else STORE(dx + o, z);
+    }
+    if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), NAME(row_tree)(dg, rows)), dgamma, lost, n);
+    if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), NAME(row_tree)(db, rows)), dbeta, lost + FN_TILE, n);
+}
+
+FN_INLINE void NAME(rows_grad_tile)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t rows, ptrdiff_t stride,
+                                    ptrdiff_t width, const NAME(row_grads) *q, int centred, int stream, double *dgamma,
+                                    double *dbeta, double *lost) {
+#define BODY(row, rows, n)                                                                                               \
+    NAME(rows_grad_one)(dy + (row) * stride + j, x + (row) * stride + j, gamma ? gamma + j : NULL, dx + (row) * stride + j, \
+                        rows, stride, n, q, row, centred, stream, dgamma ? dgamma + j : NULL, dbeta ? dbeta + j : NULL, lost + j)
+    EACH_COLUMN(width, rows, rows == FN_ROWS, BODY);
+#undef BODY
+}
+
+/* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
+   are added to. `n` is the number of elements behind each statistic: len, unless these are pieces of longer rows. */
+FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv,
+                                                      ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride, double n,
+                                                      const fn_norm *stat, const double *sums, int centred, int flags,
+                                                      double *dgamma, double *dbeta) {
+    const S *dy = dyv, *x = xv;
+    S *dx = dxv;
+    int stream = (flags & FN_STREAM) && ((uintptr_t)dxv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
+    double lost[2 * FN_TILE];
+    for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
+        ptrdiff_t some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
+        NAME(row_grads) q;
+        int safe = 1;
+        for (ptrdiff_t k = 0; k < some; k++) {
+            const fn_norm *p = stat + r + k;
+            fn_grad g = {p->scale, -p->scale * (sums[2 * (r + k) + 1] * p->scale / n), -p->scale * sums[2 * (r + k)] / n};
+            q.hi[k] = (T)p->mean;
+            q.lo[k] = (T)((p->mean - (double)q.hi[k]) + p->mean_lo);
+            q.rstd[k] = (T)p->scale;
+            q.b[k] = (T)g.b;
+            q.c[k] = (T)g.c;
+            safe &= (p->wide == 0) & fn_grad_is_safe(&g);
+        }
+        ptrdiff_t o = r * stride;
+#ifdef WIDER
+        if (FN_UNLIKELY(!safe)) {
+            WIDER(rows_grad)(dy + o, x + o, gv, dx + o, some, len, stride, n, stat + r, sums + 2 * r, centred, 0, dgamma, dbeta);
+            continue;
+        }
+#endif
+        (void)safe;
+        for (ptrdiff_t t = 0; t < len; t += FN_TILE) {
+            ptrdiff_t to = t + FN_TILE < len ? t + FN_TILE : len;
+            const P *g = gv ? (const P *)gv + t : NULL;
+            double *dg = dgamma ? dgamma + t : NULL, *db = dbeta ? dbeta + t : NULL;
+            if (sizeof(T) == 8) for (ptrdiff_t j = 0; j < 2 * FN_TILE; j++) lost[j] = 0;
+#define APPLY(rows, centred, stream) \
+    NAME(rows_grad_tile)(dy + o + t, x + o + t, g, dx + o + t, rows, stride, to - t, &q, centred, stream, dg, db, lost)
+            if (GENERIC || some < FN_ROWS) APPLY(some, centred, 0);
+            else if (centred) { if (stream) APPLY(FN_ROWS, 1, 1); else APPLY(FN_ROWS, 1, 0); }
+            else if (stream) APPLY(FN_ROWS, 0, 1);
+            else APPLY(FN_ROWS, 0, 0);
+#undef APPLY
+            if (sizeof(T) == 8) {
+                for (ptrdiff_t j = 0; dg && j < to - t; j++) dg[j] += lost[j];
+                for (ptrdiff_t j = 0; db && j < to - t; j++) db[j] += lost[FN_TILE + j];
+            }
+        }
+    }
+    if (stream) fn_fence();
+}

@@ -1,0 +1,43 @@
+/* Scalar arithmetic beyond a double: sums and quotients as unevaluated pairs hi + lo (Dekker 1971, Knuth). */
+#ifndef FN_SCALAR_H
+#define FN_SCALAR_H
+
+#include "vec.h"
+
+typedef struct { double hi, lo; } fn_dd; /* the unevaluated sum hi + lo */
+
+/* Exact sum of two doubles (Knuth); with an infinity the error term is dropped, not made NaN. */
+FN_INLINE fn_dd fn_two_sum(double a, double b) {
+    double s = a + b, t = s - a, e = (a - (s - t)) + (b - t);
+    fn_dd r = {s, e == e ? e : 0};
+    return r;
+}
+FN_INLINE fn_dd fn_dd_add_d(fn_dd a, double b) { fn_dd s = fn_two_sum(a.hi, b); s.lo += a.lo; return s; }
+FN_INLINE fn_dd fn_dd_add(fn_dd a, fn_dd b) { fn_dd s = fn_two_sum(a.hi, b.hi); s.lo += a.lo + b.lo; return s; }
+/* Exact product by Dekker's splitting, for |a|, |b| below 1e290. */
+FN_INLINE fn_dd fn_two_product(double a, double b) {
+    double ca = 134217729.0 * a, cb = 134217729.0 * b;
+    double ah = ca - (ca - a), al = a - ah, bh = cb - (cb - b), bl = b - bh, p = a * b;
+    fn_dd r = {p, ((ah * bh - p) + ah * bl + al * bh) + al * bl};
+    return r;
+}
+/* (hi + lo) / n; the low part matters to float64 data alone. */
+FN_INLINE fn_dd fn_dd_div(fn_dd a, double n, int exactly) {
+    fn_dd q = {(a.hi + a.lo) / n, 0};
+    if (exactly) {
+        fn_dd p = fn_two_product(q.hi, n);
+        double r = (((a.hi - p.hi) - p.lo) + a.lo) / n;
+        if (r - r == 0) q.lo = r;
+    }
+    return q;
+}
+
+FN_INLINE double fn_sqrt(double x) { return __builtin_sqrt(x); }
+
+/* Zero, or far enough from float's limits that a product with data stays inside them. */
+FN_INLINE int fn_is_plain(double a) { return (a >= 0x1p-100 && a <= 0x1p100) || (a <= -0x1p-100 && a >= -0x1p100) || a == 0; }
+FN_INLINE int fn_needs_wide(double mean, double m2, double scale) {
+    return !(fn_is_plain(scale) && mean >= -0x1p125 && mean <= 0x1p125 && m2 <= 0x1p250);
+}
+
+#endif

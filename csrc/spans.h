@@ -1,0 +1,295 @@
+/* Spans that share one statistic: the moments of a set, its normalization, and the gradients of both.
+
+   Included once per (storage S, arithmetic T). The method, per block of at most FN_BLOCK elements, which stays in L1:
+
+     pass 1   sum = Σx                in double lanes (double-double for float64): exact for all that matters
+              c   = fl(sum / n)       the centre, a constant block's own value exactly
+     pass 2   m2  = Σ(x - c)² - n·(mean - c)²
+
+   Squares are added in the storage precision as a tree of eight, then widened, so that at most three roundings separate a
+   square from a double. Nothing cancels: c is within half an ULP of the block's mean. Blocks are merged in index order. */
+
+#define FN_BLOCK (16384 / (ptrdiff_t)sizeof(T))
+
+/* Σx of one contiguous span. */
+FN_INLINE ACC NAME(sum_span)(ACC acc, const S *x, ptrdiff_t len) {
+    ptrdiff_t i = 0;
+    for (; i + 4 * LANES <= len; i += 4 * LANES)
+        acc = ACC_ADD4(acc, LOAD(x + i), LOAD(x + i + LANES), LOAD(x + i + 2 * LANES), LOAD(x + i + 3 * LANES));
+    for (; i + LANES <= len; i += LANES) acc = ACC_ADD(acc, LOAD(x + i));
+    if (i < len) acc = ACC_ADD(acc, LOAD_N(x + i, len - i));
+    return acc;
+}
+
+/* Σ(x - c)² of one contiguous span. */
+#define SQUARE(k) NAME(square)(x + i + (k) * LANES, c)
+FN_INLINE V NAME(square)(const S *x, V c) { V d = SUB(LOAD(x), c); return MUL(d, d); }
+FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c) {
+    ptrdiff_t i = 0;
+    for (; i + 8 * LANES <= len; i += 8 * LANES) acc = ACC_ADD(acc, ADD(TREE4(SQUARE, 0), TREE4(SQUARE, 4)));
+    if (i + 4 * LANES <= len) { acc = ACC_ADD(acc, TREE4(SQUARE, 0)); i += 4 * LANES; }
+    if (i + 2 * LANES <= len) { acc = ACC_ADD(acc, ADD(SQUARE(0), SQUARE(1))); i += 2 * LANES; }
+    if (i + LANES <= len) { acc = ACC_ADD(acc, SQUARE(0)); i += LANES; }
+    if (i < len) {
+        V d = FIRST(SUB(LOAD_N(x + i, len - i), c), len - i);
+        acc = ACC_ADD(acc, MUL(d, d));
+    }
+    return acc;
+}
+
+/* One block: sum (hi, lo), mean and m2 of `count` spans of `len`. */
+FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t stride, fn_dd *sum, fn_moments *b) {
+    ACC acc = ACC_ZERO();
+    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(sum_span)(acc, x + k * stride, len);
+    double n = (double)(len * count);
+    *sum = ACC_SUM(acc);
+    fn_dd mean = fn_dd_div(*sum, n, sizeof(T) == 8);
+    T c = (T)mean.hi;
+    double r = (mean.hi - (double)c) + mean.lo;
+    acc = ACC_ZERO();
+    V cv = SET1(c);
+    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(squares_span)(acc, x + k * stride, len, cv);
+    fn_dd q = ACC_SUM(acc);
+    double m2 = (q.hi - n * (r * r)) + q.lo;
+    b->n = n;
+    b->mean = mean.hi;
+    b->mean_lo = mean.lo;
+    b->m2 = m2 < 0 ? 0 : m2;
+}
+
+#ifdef WIDER
+#define BLOCK_CHECKED(x, len, count, stride, sum, b)                                                                     \
+    do {                                                                                                                 \
+        NAME(block)(x, len, count, stride, sum, b);                                                                      \
+        if (FN_UNLIKELY(!fn_square_sum_is_safe(b))) WIDER(block)(x, len, count, stride, sum, b);                         \
+    } while (0)
+#else
+#define BLOCK_CHECKED NAME(block)
+#endif
+
+FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
+    const S *x = xv;
+    /* Cut each long span into equal pieces, or take several short spans to a block: by shape alone. */
+    ptrdiff_t pieces = (s.len + FN_BLOCK - 1) / FN_BLOCK;
+    if (pieces < 1) pieces = 1;
+    ptrdiff_t piece = ((s.len + pieces - 1) / pieces + 8 * LANES - 1) / (8 * LANES) * (8 * LANES);
+    ptrdiff_t group = pieces > 1 || s.len == 0 ? 1 : FN_BLOCK / s.len;
+    if (pieces == 1) piece = s.len;
+    fn_dd sum = {0, 0}, q = {0, 0};
+    double centre = 0, centre_lo = 0, n = 0;
+    for (ptrdiff_t k = 0; k < s.count; k += group) {
+        ptrdiff_t spans = s.count - k < group ? s.count - k : group;
+        for (ptrdiff_t i = 0; i < s.len; i += piece) {
+            ptrdiff_t len = s.len - i < piece ? s.len - i : piece;
+            fn_dd block_sum;
+            fn_moments b;
+            BLOCK_CHECKED(x + k * s.stride + i, len, spans, s.stride, &block_sum, &b);
+            if (n == 0) { centre = b.mean; centre_lo = b.mean_lo; }
+            double shift = (b.mean - centre) + (b.mean_lo - centre_lo);
+            sum = fn_dd_add(sum, block_sum);
+            q = fn_dd_add_d(q, b.m2);
+            q = fn_dd_add_d(q, b.n * (shift * shift));
+            n += b.n;
+        }
+    }
+    fn_dd mean = fn_dd_div(sum, n, sizeof(T) == 8);
+    double shift = (mean.hi - centre) + (mean.lo - centre_lo);
+    double m2 = (q.hi - n * (shift * shift)) + q.lo;
+    out->n = n;
+    out->mean = mean.hi;
+    out->mean_lo = mean.lo;
+    out->m2 = m2 < 0 ? 0 : m2;
+}
+
+/* ---- normalization ---- */
+
+typedef struct { V hi, lo, scale, shift; } NAME(affine_v);
+
+FN_INLINE NAME(affine_v) NAME(split)(const fn_norm *p) {
+    NAME(affine_v) v;
+    T hi = (T)p->mean;
+    v.hi = SET1(hi);
+    v.lo = SET1((T)((p->mean - (double)hi) + p->mean_lo));
+    v.scale = SET1((T)p->scale);
+    v.shift = SET1((T)p->shift);
+    return v;
+}
+
+/* y = ((x - hi) - lo)·scale + shift: x - hi is exact where it matters, and lo brings the rest of the mean. */
+FN_INLINE V NAME(normalize)(V x, NAME(affine_v) v) { return ADD(MUL(SUB(SUB(x, v.hi), v.lo), v.scale), v.shift); }
+
+FN_INLINE V NAME(activate)(V z, V residual, int has_residual, int relu) {
+    if (has_residual) z = ADD(ROUND(z), residual);
+    return relu ? POSITIVE(z, z) : z;
+}
+
+FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, NAME(affine_v) v, int has_res, int relu,
+                                 int stream, ptrdiff_t ahead) {
+    ptrdiff_t i = 0;
+#define ONE(n)                                                                                                           \
+    STORE_N(y + i, NAME(activate)(NAME(normalize)(LOAD_N(x + i, n), v), has_res ? LOAD_N(res + i, n) : v.lo, has_res, relu), n)
+    if (stream) {
+        ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)y & 63) / sizeof(S));
+        for (; head > 0 && i < len;) {
+            ptrdiff_t n = head < LANES ? head : LANES - 1;
+            if (n > len - i) n = len - i;
+            ONE(n);
+            i += n;
+            head -= n;
+        }
+    }
+    for (; i + LANES <= len; i += LANES) {
+        V z = NAME(activate)(NAME(normalize)(LOAD(x + i), v), has_res ? LOAD(res + i) : v.lo, has_res, relu);
+        if (ahead) fn_prefetch(x + i + ahead);
+        if (stream) STREAM(y + i, z); else STORE(y + i, z);
+    }
+    if (i < len) { ptrdiff_t n = len - i; ONE(n); }
+#undef ONE
+}
+
+FN_OUTLINE void NAME(affine)(const void *xv, const void *rv, void *yv, fn_spans s, const fn_norm *p,
+                                                   int flags, ptrdiff_t ahead) {
+#ifdef WIDER
+    if (FN_UNLIKELY(p->wide)) { WIDER(affine)(xv, rv, yv, s, p, flags, ahead); return; }
+#endif
+    const S *x = xv, *res = rv;
+    S *y = yv;
+    NAME(affine_v) v = NAME(split)(p);
+    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
+    for (ptrdiff_t k = 0; k < s.count; k++) {
+        ptrdiff_t o = k * s.stride;
+#define BODY(r, has_res, relu, stream) NAME(affine_body)(x + o, r, y + o, s.len, v, has_res, relu, stream, ahead)
+        if (GENERIC) BODY(res ? res + o : NULL, res != NULL, relu, stream);
+        else if (res) { if (stream) BODY(res + o, 1, relu, 1); else BODY(res + o, 1, relu, 0); }
+        else if (relu) { if (stream) BODY(NULL, 0, 1, 1); else BODY(NULL, 0, 1, 0); }
+        else { if (stream) BODY(NULL, 0, 0, 1); else BODY(NULL, 0, 0, 0); }
+#undef BODY
+    }
+    if (flags & FN_STREAM) fn_fence();
+}
+
+/* ---- gradients ---- */
+
+/* dy where the forward's output was positive, else 0. */
+FN_INLINE V NAME(gate)(V dy, V x, V res, NAME(affine_v) v, int has_res, int relu) {
+    if (!relu) return dy;
+    V z = NAME(normalize)(x, v);
+    if (has_res) z = ADD(ROUND(z), res);
+    return POSITIVE(ROUND(z), dy);
+}
+
+typedef struct { ACC sum, dot; } NAME(sums);
+
+#define GATED(k) NAME(gate)(LOAD(dy + i + (k) * LANES), LOAD(x + i + (k) * LANES), has_res ? LOAD(res + i + (k) * LANES) : v.lo, v, has_res, relu)
+FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len,
+                                          NAME(affine_v) v, int has_res, int relu) {
+    ptrdiff_t i = 0;
+#define PAIR(k) V g##k = GATED(k); V t##k = MUL(g##k, SUB(LOAD(x + i + (k) * LANES), v.hi));
+    for (; i + 4 * LANES <= len; i += 4 * LANES) {
+        PAIR(0) PAIR(1)
+        V g01 = ADD(g0, g1), t01 = ADD(t0, t1);
+        PAIR(2) PAIR(3)
+        a.sum = ACC_ADD(a.sum, ADD(g01, ADD(g2, g3)));
+        a.dot = ACC_ADD(a.dot, ADD(t01, ADD(t2, t3)));
+    }
+    for (; i + LANES <= len; i += LANES) {
+        PAIR(0)
+        a.sum = ACC_ADD(a.sum, g0);
+        a.dot = ACC_ADD(a.dot, t0);
+    }
+    if (i < len) {
+        ptrdiff_t n = len - i;
+        V xi = LOAD_N(x + i, n);
+        V g0 = FIRST(NAME(gate)(LOAD_N(dy + i, n), xi, has_res ? LOAD_N(res + i, n) : v.lo, v, has_res, relu), n);
+        a.sum = ACC_ADD(a.sum, g0);
+        a.dot = ACC_ADD(a.dot, FIRST(MUL(g0, SUB(xi, v.hi)), n));
+    }
+#undef PAIR
+    return a;
+}
+
+FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv, fn_spans s,
+                                                      const fn_norm *p, int flags, double out[2]) {
+    const S *dy = dyv, *x = xv, *res = rv;
+    NAME(affine_v) v = NAME(split)(p);
+    NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
+#ifdef WIDER
+    if (FN_UNLIKELY(p->wide)) { WIDER(grad_sums)(dyv, xv, rv, s, p, flags, out); return; }
+#endif
+    for (ptrdiff_t k = 0; k < s.count; k++) {
+        const S *d = dy + k * s.stride, *xk = x + k * s.stride, *r = res ? res + k * s.stride : NULL;
+        int relu = flags & FN_RELU;
+        if (GENERIC) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, r && relu, relu);
+        else if (!relu) a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, 0, 0);
+        else if (r) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, 1, 1);
+        else a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, 0, 1);
+    }
+    fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
+    /* The sums used x - hi; the rest of the mean comes in here, once. */
+    double lo = (p->mean - (double)(T)p->mean) + p->mean_lo;
+    out[0] = sum.hi + sum.lo;
+    out[1] = (dot.hi - lo * out[0]) + dot.lo;
+#ifdef WIDER
+    if (FN_UNLIKELY(!fn_dot_is_safe(out))) WIDER(grad_sums)(dyv, xv, rv, s, p, flags, out);
+#endif
+}
+
+/* dx = a·dy + b·(x - mean) + c */
+FN_INLINE V NAME(combine)(V g, V x, NAME(affine_v) v, V a, V b, V c) {
+    return ADD(ADD(MUL(g, a), MUL(SUB(SUB(x, v.hi), v.lo), b)), c);
+}
+
+FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t len, NAME(affine_v) v,
+                                     V a, V b, V c, int has_res, int relu, int stream, ptrdiff_t ahead) {
+    ptrdiff_t i = 0;
+#define ONE(n)                                                                                                           \
+    V xi = LOAD_N(x + i, n);                                                                                             \
+    V g = NAME(gate)(LOAD_N(dy + i, n), xi, has_res ? LOAD_N(res + i, n) : v.lo, v, has_res, relu);                      \
+    if (dres) STORE_N(dres + i, g, n);                                                                                   \
+    STORE_N(dx + i, NAME(combine)(g, xi, v, a, b, c), n);
+    if (stream) {
+        ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)dx & 63) / sizeof(S));
+        for (; head > 0 && i < len;) {
+            ptrdiff_t n = head < LANES ? head : LANES - 1;
+            if (n > len - i) n = len - i;
+            ONE(n);
+            i += n;
+            head -= n;
+        }
+    }
+    for (; i + LANES <= len; i += LANES) {
+        V xi = LOAD(x + i);
+        V g = NAME(gate)(LOAD(dy + i), xi, has_res ? LOAD(res + i) : v.lo, v, has_res, relu);
+        if (ahead) { fn_prefetch(x + i + ahead); fn_prefetch(dy + i + ahead); }
+        if (dres) STORE(dres + i, g);
+        V z = NAME(combine)(g, xi, v, a, b, c);
+        if (stream) STREAM(dx + i, z); else STORE(dx + i, z);
+    }
+    if (i < len) { ptrdiff_t n = len - i; ONE(n); }
+#undef ONE
+}
+
+FN_OUTLINE void NAME(grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv, void *drv,
+                                                       fn_spans s, const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead) {
+#ifdef WIDER
+    if (FN_UNLIKELY(p->wide || !fn_grad_is_safe(g))) { WIDER(grad_apply)(dyv, xv, rv, dxv, drv, s, p, g, flags, ahead); return; }
+#endif
+    const S *dy = dyv, *x = xv, *res = rv;
+    S *dx = dxv, *dr = drv;
+    NAME(affine_v) v = NAME(split)(p);
+    V a = SET1((T)g->a), b = SET1((T)g->b), c = SET1((T)g->c);
+    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
+    for (ptrdiff_t k = 0; k < s.count; k++) {
+        ptrdiff_t o = k * s.stride;
+        const S *r = res ? res + o : NULL;
+        S *drk = dr ? dr + o : NULL;
+#define BODY(r, dr, has_res, relu, stream) \
+    NAME(grad_apply_body)(dy + o, x + o, r, dx + o, dr, s.len, v, a, b, c, has_res, relu, stream, ahead)
+        if (GENERIC) BODY(r, drk, r && relu, relu, 0);
+        else if (!relu) { if (stream) BODY(NULL, NULL, 0, 0, 1); else BODY(NULL, NULL, 0, 0, 0); }
+        else if (r) { if (stream) BODY(r, drk, 1, 1, 1); else BODY(r, drk, 1, 1, 0); }
+        else { if (stream) BODY(NULL, NULL, 0, 1, 1); else BODY(NULL, NULL, 0, 1, 0); }
+#undef BODY
+    }
+    if (flags & FN_STREAM) fn_fence();
+}

@@ -1,0 +1,174 @@
+/* The vocabulary's half types: float16 (IEEE binary16) and bfloat16 in memory, float in registers.
+
+   Widening is exact. Narrowing rounds to nearest even, by the hardware where the level has it and by the same rule in
+   integer arithmetic where not, NaN payloads included, so that every level stores the same bits. */
+#ifndef FN_VEC_HALF_H
+#define FN_VEC_HALF_H
+
+#include "vec.h"
+
+typedef uint16_t fn_f16;
+typedef uint16_t fn_bf16;
+
+/* ---- scalars ---- */
+
+FN_INLINE float fn_float_of(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+FN_INLINE uint32_t fn_bits_of(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+
+FN_INLINE float fn_float_of_bf16(fn_bf16 h) { return fn_float_of((uint32_t)h << 16); }
+FN_INLINE fn_bf16 fn_bf16_of_float(float f) {
+    uint32_t u = fn_bits_of(f);
+    if ((u & 0x7fffffff) > 0x7f800000) return (fn_bf16)(u >> 16 | 0x40);
+    return (fn_bf16)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+FN_INLINE float fn_float_of_f16(fn_f16 h) {
+    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
+    if (magnitude > 0x0f800000) return fn_float_of(sign | magnitude | 0x7fc00000); /* NaN, made quiet */
+    if (magnitude == 0x0f800000) return fn_float_of(sign | 0x7f800000);
+    return fn_float_of(sign | fn_bits_of(fn_float_of(magnitude) * 0x1p112f)); /* rebias; exact for subnormals too */
+}
+FN_INLINE fn_f16 fn_f16_of_float(float f) {
+    uint32_t u = fn_bits_of(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+    if (a > 0x7f800000) return (fn_f16)(sign | 0x7e00 | (a >> 13 & 0x1ff));
+    if (a >= 0x47800000) return (fn_f16)(sign | 0x7c00);
+    if (a < 0x38800000) return (fn_f16)(sign | (fn_bits_of(fn_float_of(a) + 0.5f) - 0x3f000000)); /* adding ½ rounds at 2^-24 */
+    return (fn_f16)(sign | ((a + 0xc8000fff + (a >> 13 & 1)) >> 13));
+}
+
+/* double to float, rounding to odd: a further rounding to a half type then equals one rounding from double. */
+FN_INLINE float fn_float_to_odd(double d) {
+    float f = (float)d;
+    uint32_t u = fn_bits_of(f);
+    if (d == d && (double)f != d && f - f == 0) {
+        if ((f > d) == (f > 0)) u -= 1;
+        u |= 1;
+    }
+    return fn_float_of(u);
+}
+
+/* ---- sixteen 16-bit words to and from 32-bit lanes ---- */
+
+#if FN_LEVEL == 3
+FN_INLINE vu vu_load_words(const uint16_t *s) { vu r; r.v[0] = (fn_nu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)s)); return r; }
+FN_INLINE __m256i fn_words(vu a) { return _mm512_cvtepi32_epi16((__m512i)a.v[0]); }
+FN_INLINE void vu_store_words(uint16_t *d, vu a) { _mm256_storeu_si256((__m256i *)d, fn_words(a)); }
+FN_INLINE void vu_stream_words(uint16_t *d, vu a) { _mm256_stream_si256((__m256i *)d, fn_words(a)); }
+#elif FN_LEVEL == 2
+FN_INLINE vu vu_load_words(const uint16_t *s) {
+    vu r;
+    FN_EACH(p) r.v[p] = (fn_nu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(s + 8 * p)));
+    return r;
+}
+FN_INLINE __m256i fn_words(vu a) {
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)a.v[0], (__m256i)a.v[1]), 0xd8);
+}
+FN_INLINE void vu_store_words(uint16_t *d, vu a) { _mm256_storeu_si256((__m256i *)d, fn_words(a)); }
+FN_INLINE void vu_stream_words(uint16_t *d, vu a) { _mm256_stream_si256((__m256i *)d, fn_words(a)); }
+#elif defined(FN_X86)
+FN_INLINE vu vu_load_words(const uint16_t *s) {
+    vu r;
+    __m128i zero = _mm_setzero_si128();
+    for (int p = 0; p < 2; p++) {
+        __m128i w = _mm_loadu_si128((const __m128i *)(s + 8 * p));
+        r.v[2 * p] = (fn_nu)_mm_unpacklo_epi16(w, zero);
+        r.v[2 * p + 1] = (fn_nu)_mm_unpackhi_epi16(w, zero);
+    }
+    return r;
+}
+FN_INLINE __m128i fn_words(vu a, int p) { /* the signed pack of sign-extended words keeps every bit pattern */
+    return _mm_packs_epi32(_mm_srai_epi32(_mm_slli_epi32((__m128i)a.v[2 * p], 16), 16),
+                           _mm_srai_epi32(_mm_slli_epi32((__m128i)a.v[2 * p + 1], 16), 16));
+}
+FN_INLINE void vu_store_words(uint16_t *d, vu a) { for (int p = 0; p < 2; p++) _mm_storeu_si128((__m128i *)(d + 8 * p), fn_words(a, p)); }
+FN_INLINE void vu_stream_words(uint16_t *d, vu a) { for (int p = 0; p < 2; p++) _mm_stream_si128((__m128i *)(d + 8 * p), fn_words(a, p)); }
+#else
+FN_INLINE vu vu_load_words(const uint16_t *s) { vu r; FN_EACH(p) r.v[p] = (fn_nu){s[4 * p], s[4 * p + 1], s[4 * p + 2], s[4 * p + 3]}; return r; }
+FN_INLINE void vu_store_words(uint16_t *d, vu a) { FN_EACH(p) for (int i = 0; i < 4; i++) d[4 * p + i] = (uint16_t)a.v[p][i]; }
+FN_INLINE void vu_stream_words(uint16_t *d, vu a) { vu_store_words(d, a); }
+#endif
+
+FN_INLINE vu vu_of(vf a) { vu r; FN_EACH(p) r.v[p] = (fn_nu)a.v[p]; return r; }
+FN_INLINE vf vf_of(vu a) { vf r; FN_EACH(p) r.v[p] = (fn_nf)a.v[p]; return r; }
+
+/* ---- bfloat16 ---- */
+
+FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p) r.v[p] <<= 16; return vf_of(r); }
+FN_INLINE vu fn_to_bf16(vf a) {
+    vu r;
+    FN_EACH(p) {
+        fn_nu u = (fn_nu)a.v[p], nan = (fn_nu)(a.v[p] != a.v[p]);
+        r.v[p] = (((u + 0x7fff + (u >> 16 & 1)) & ~nan) | ((u | 0x400000) & nan)) >> 16;
+    }
+    return r;
+}
+FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { vu_store_words(d, fn_to_bf16(a)); }
+FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { vu_stream_words(d, fn_to_bf16(a)); }
+FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p) r.v[p] <<= 16; return vf_of(r); }
+
+/* ---- float16 ---- */
+
+#if FN_LEVEL == 3
+FN_INLINE vf vf_load_f16(const fn_f16 *s) { vf r; r.v[0] = (fn_nf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)s)); return r; }
+FN_INLINE __m256i fn_to_f16(vf a) { return _mm512_cvtps_ph((__m512)a.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { _mm256_storeu_si256((__m256i *)d, fn_to_f16(a)); }
+FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { _mm256_stream_si256((__m256i *)d, fn_to_f16(a)); }
+FN_INLINE vf vf_round_f16(vf a) { a.v[0] = (fn_nf)_mm512_cvtph_ps(fn_to_f16(a)); return a; }
+#elif FN_LEVEL == 2
+FN_INLINE vf vf_load_f16(const fn_f16 *s) {
+    vf r;
+    FN_EACH(p) r.v[p] = (fn_nf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(s + 8 * p)));
+    return r;
+}
+FN_INLINE __m128i fn_to_f16(fn_nf a) { return _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT); }
+FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { FN_EACH(p) _mm_storeu_si128((__m128i *)(d + 8 * p), fn_to_f16(a.v[p])); }
+FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { FN_EACH(p) _mm_stream_si128((__m128i *)(d + 8 * p), fn_to_f16(a.v[p])); }
+FN_INLINE vf vf_round_f16(vf a) { FN_EACH(p) a.v[p] = (fn_nf)_mm256_cvtph_ps(fn_to_f16(a.v[p])); return a; }
+#else
+FN_INLINE vu fn_to_f16(vf x) {
+    vu r;
+    FN_EACH(p) {
+        fn_nu u = (fn_nu)x.v[p], sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+        fn_nu nan = (fn_nu)(a > 0x7f800000), big = (fn_nu)(a >= 0x47800000), small = (fn_nu)(a < 0x38800000);
+        fn_nu subnormal = (fn_nu)((fn_nf)a + 0.5f) - 0x3f000000, normal = (a + 0xc8000fff + (a >> 13 & 1)) >> 13;
+        r.v[p] = sign | (nan & (0x7e00 | (a >> 13 & 0x1ff))) | (big & ~nan & 0x7c00) | (small & subnormal) | (~(big | small) & normal);
+    }
+    return r;
+}
+FN_INLINE vf fn_of_f16(vu h) {
+    vf r;
+    FN_EACH(p) {
+        fn_nu m = (h.v[p] & 0x7fff) << 13, sign = (h.v[p] & 0x8000) << 16;
+        fn_nu big = (fn_nu)(m >= 0x0f800000), nan = (fn_nu)(m > 0x0f800000);
+        fn_nu finite = (fn_nu)((fn_nf)m * 0x1p112f);
+        r.v[p] = (fn_nf)(sign | (~big & finite) | (big & (m | 0x7f800000)) | (nan & 0x400000));
+    }
+    return r;
+}
+FN_INLINE vf vf_load_f16(const fn_f16 *s) { return fn_of_f16(vu_load_words(s)); }
+FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { vu_store_words(d, fn_to_f16(a)); }
+FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { vu_stream_words(d, fn_to_f16(a)); }
+FN_INLINE vf vf_round_f16(vf a) { return fn_of_f16(fn_to_f16(a)); }
+#endif
+
+/* ---- partial vectors, and halves under double arithmetic ---- */
+
+#define FN_HALF(type)                                                                                                    \
+    FN_OUTLINE vf vf_load_##type##_n(const uint16_t *s, ptrdiff_t n) { uint16_t t[16] = {0}; memcpy(t, s, (size_t)n * 2); return vf_load_##type(t); } \
+    FN_OUTLINE void vf_store_##type##_n(uint16_t *d, vf a, ptrdiff_t n) { uint16_t t[16]; vf_store_##type(t, a); memcpy(d, t, (size_t)n * 2); } \
+    FN_OUTLINE vd vd_load_##type##_n(const uint16_t *s, ptrdiff_t n) {                                                     \
+        double t[8] = {0};                                                                                               \
+        for (ptrdiff_t i = 0; i < n; i++) t[i] = (double)fn_float_of_##type(s[i]);                                       \
+        return vd_load(t);                                                                                               \
+    }                                                                                                                    \
+    FN_OUTLINE void vd_store_##type##_n(uint16_t *d, vd a, ptrdiff_t n) {                                                  \
+        double t[8];                                                                                                     \
+        vd_store(t, a);                                                                                                  \
+        for (ptrdiff_t i = 0; i < n; i++) d[i] = fn_##type##_of_float(fn_float_to_odd(t[i]));                            \
+    }                                                                                                                    \
+    FN_OUTLINE vd vd_load_##type(const uint16_t *s) { return vd_load_##type##_n(s, 8); }                                   \
+    FN_OUTLINE void vd_store_##type(uint16_t *d, vd a) { vd_store_##type##_n(d, a, 8); }                                   \
+    FN_OUTLINE vd vd_round_##type(vd a) { uint16_t t[8]; vd_store_##type(t, a); return vd_load_##type(t); }
+FN_HALF(f16)
+FN_HALF(bf16)
+
+#endif

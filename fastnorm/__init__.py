@@ -1,0 +1,22 @@
+"""fastnorm: the normalization kernels of deep learning, forward and backward, for NumPy arrays.
+
+As fast as copying the array, the same bits on every machine, and accurate where statistics usually are not. The functions
+live in `fastnorm.functional` and are repeated here; layers are in `fastnorm.nn`, optimisers in `fastnorm.optim`, the same
+formulas in plain NumPy in `fastnorm.reference`.
+"""
+
+from fastnorm import functional
+from fastnorm._control import config, get_num_threads, set_num_threads, show_config, threads
+from fastnorm._version import __version__
+from fastnorm.functional import *  # noqa: F403
+
+__all__ = [
+    "__version__",
+    "config",
+    "functional",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+    "threads",
+    *functional.__all__,
+]

@@ -1,0 +1,56 @@
+"""What Cython sees of the C storey (csrc/fastnorm.h says what each primitive computes)."""
+
+cdef extern from "fastnorm.h" nogil:
+    ctypedef struct fn_moments:
+        double n, mean, mean_lo, m2
+    ctypedef struct fn_norm:
+        double mean, mean_lo, scale, shift
+        int wide
+    ctypedef struct fn_grad:
+        double a, b, c
+    ctypedef struct fn_spans:
+        Py_ssize_t len, count, stride
+    enum: FN_RELU, FN_STREAM
+    enum: FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES
+    enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_NEON, FN_LEVELS
+    ctypedef struct fn_ops:
+        Py_ssize_t itemsize
+        void moments(const void *x, fn_spans s, fn_moments *out) noexcept nogil
+        void affine(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags,
+                    Py_ssize_t ahead) noexcept nogil
+        void grad_sums(const void *dy, const void *x, const void *residual, fn_spans s, const fn_norm *p, int flags,
+                       double *out) noexcept nogil
+        void grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
+                        const fn_norm *p, const fn_grad *g, int flags, Py_ssize_t ahead) noexcept nogil
+        void col_sums(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, double *sum, double *sum_lo) noexcept nogil
+        void col_squares(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, const double *centre,
+                         double *m2) noexcept nogil
+        void col_affine(const void *x, const void *residual, void *y, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride,
+                        const fn_norm *p, int flags) noexcept nogil
+        void col_grad_sums(const void *dy, const void *x, const void *residual, Py_ssize_t rows, Py_ssize_t width,
+                           Py_ssize_t stride, const fn_norm *p, int flags, double *dsum, double *dot) noexcept nogil
+        void col_grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, Py_ssize_t rows,
+                            Py_ssize_t width, Py_ssize_t stride, const fn_norm *p, const fn_grad *g, int flags) noexcept nogil
+        void row_moments(const void *x, Py_ssize_t len, int centred, fn_moments *m) noexcept nogil
+        void row_apply(const void *x, void *y, Py_ssize_t len, const void *gamma, const void *beta, const fn_norm *p,
+                       int centred, int flags, Py_ssize_t ahead) noexcept nogil
+        void rows_forward(const void *x, const void *residual, void *sum, void *y, Py_ssize_t rows, Py_ssize_t len,
+                          const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags) noexcept nogil
+        void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p, int centred,
+                           double *out) noexcept nogil
+        void rows_grad(const void *dy, const void *x, const void *gamma, void *dx, Py_ssize_t rows, Py_ssize_t len,
+                       Py_ssize_t stride, double n, const fn_norm *stat, const double *sums, int centred, int flags,
+                       double *dgamma, double *dbeta) noexcept nogil
+        void add(const void *x, const void *residual, void *sum, Py_ssize_t len) noexcept nogil
+        void get(const void *src, Py_ssize_t stride, Py_ssize_t n, double *dst) noexcept nogil
+        void put(const double *src, Py_ssize_t n, void *dst, Py_ssize_t stride) noexcept nogil
+    void fn_accumulate(double *hi, double *lo, double x) noexcept
+    void fn_mean(double hi, double lo, double n, fn_moments *m) noexcept
+    void fn_merge(fn_moments *a, const fn_moments *b) noexcept
+    int fn_wide(double mean, double m2, double scale) noexcept
+    const fn_ops *fn_table(int level) noexcept
+
+cdef extern from "build.h" nogil:
+    int FN_HAVE_OPENMP
+    const char *FN_COMPILER
+    int omp_get_thread_num() noexcept

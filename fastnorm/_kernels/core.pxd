@@ -1,0 +1,8 @@
+from fastnorm._kernels.c cimport fn_ops
+
+# The kernels of one storage type (FN_F32 ...) at the instruction set in use.
+cdef const fn_ops *ops_for(int dtype) noexcept nogil
+# How many threads a piece of work over `elements` elements is worth.
+cdef int threads_for(Py_ssize_t elements) noexcept nogil
+# Whether an output of `nbytes` should go past the cache.
+cdef int streams(Py_ssize_t nbytes) noexcept nogil

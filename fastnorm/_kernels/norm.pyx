@@ -1,0 +1,33 @@
+"""Batch, group and instance norm over a tensor in memory order (n, pre, c, post): NCHW has pre = 1, channels-last post = 1.
+
+Design. Memory offers one of two shapes, and each has its loops. A statistic that owns whole spans is reduced along them
+(spans.pyx). Where statistics lie side by side in each row of memory, columns are reduced (columns.pyx): channels-last images,
+(N, C) arrays, and batch norm over spans so short that their horizontal sum and ragged end would cost more than the span.
+
+Forward:   mean = Σx/m, var = Σ(x - mean)²/m, y = (x - mean)·gamma/sqrt(var + eps) + beta
+Backward:  dx = a·dy + b·(x - mean) + c with a = gamma·rstd, b = -rstd³·Σγ·dy·(x - mean)/m, c = -rstd·Σγ·dy/m
+"""
+from fastnorm._kernels.c cimport fn_moments
+from fastnorm._kernels.columns cimport columns_backward, columns_forward, columns_moments
+from fastnorm._kernels.job cimport Job
+from fastnorm._kernels.spans cimport spans_backward, spans_forward, spans_moments
+
+cdef enum:
+    SHORT = 64  # elements of a span of batch norm
+    SHORT_CHANNEL = 16  # elements of a channel within a group: less than a vector
+
+
+cdef inline bint by_columns(const Job *job) noexcept nogil:
+    return job.post < SHORT if job.groups == 0 else job.pre > 1 or job.post < SHORT_CHANNEL
+
+
+cdef int norm_forward(const Job *job) noexcept nogil:
+    return columns_forward(job) if by_columns(job) else spans_forward(job)
+
+
+cdef int norm_backward(const Job *job) noexcept nogil:
+    return columns_backward(job) if by_columns(job) else spans_backward(job)
+
+
+cdef int norm_moments(const Job *job, fn_moments *out) noexcept nogil:
+    return columns_moments(job, out) if by_columns(job) else spans_moments(job, out)

@@ -1,0 +1,268 @@
+"""Batch, group and instance norm where a statistic owns whole spans of memory.
+
+Design. Batch norm's channel c owns n·pre spans of `post` elements, a stride of c·post apart; group norm's group owns one span
+of c/G·post. The loops take a statistic, reduce it, and normalize it while it is in cache; meanwhile the next one is fetched.
+When there are too few statistics for the threads, all threads first reduce slots of them, then normalize.
+
+Reductions are cut into slots by shape alone and merged in order: threads decide only who fills a slot, so their number
+never changes a bit.
+"""
+from cython.parallel cimport prange
+from libc.stdlib cimport free, malloc
+
+from fastnorm._kernels.c cimport fn_grad, fn_merge, fn_moments, fn_norm, fn_spans
+from fastnorm._kernels.core cimport threads_for
+from fastnorm._kernels.job cimport (
+    Job, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, statistic_size,
+)
+
+cdef enum:
+    SLOT = 65536  # elements behind one partial result: 256 KB of float32, some 20 µs of work
+
+
+# ---- geometry ----
+
+# What one statistic owns, how many channels lie in it, and where the next statistic begins.
+ctypedef struct Extent:
+    fn_spans all  # every span of the statistic
+    fn_spans channel  # the spans of one of its channels
+    Py_ssize_t channels, step, slots, channel_slots
+
+
+cdef inline Py_ssize_t spans_per_slot(fn_spans s) noexcept nogil:
+    return least(s.count, SLOT // s.len) if 0 < s.len < SLOT else 1
+
+
+cdef inline Py_ssize_t slot_count(fn_spans s) noexcept nogil:
+    return ceil_div(s.len, SLOT) * s.count if s.len > SLOT else ceil_div(s.count, spans_per_slot(s))
+
+
+# Slot i of s: its offset, and the spans in it.
+cdef inline fn_spans slot(fn_spans s, Py_ssize_t i, Py_ssize_t *offset) noexcept nogil:
+    cdef fn_spans piece = s
+    cdef Py_ssize_t cuts, size, first
+    if s.len > SLOT:
+        cuts = ceil_div(s.len, SLOT)
+        size = ceil_div(ceil_div(s.len, cuts), 64) * 64
+        first = least((i % cuts) * size, s.len)
+        offset[0] = (i // cuts) * s.stride + first
+        piece.len = least(size, s.len - first)
+        piece.count = 1
+    else:
+        size = spans_per_slot(s)
+        offset[0] = i * size * s.stride
+        piece.count = least(size, s.count - i * size)
+    return piece
+
+
+cdef inline Extent extent_of(const Job *job) noexcept nogil:
+    cdef Extent e
+    if job.groups == 0:
+        e.channels, e.step = 1, job.post
+        e.all.len, e.all.count, e.all.stride = job.post, job.n * job.pre, job.c * job.post
+    else:
+        e.channels, e.step = job.c // job.groups, job.c // job.groups * job.post
+        e.all.len, e.all.count, e.all.stride = e.step, 1, 0
+    e.channel = e.all
+    e.channel.len = job.post
+    e.slots, e.channel_slots = slot_count(e.all), slot_count(e.channel)
+    return e
+
+
+cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
+    return p + bytes if p != NULL else NULL
+
+
+# Enough statistics to give every thread whole ones.
+cdef inline bint many(Py_ssize_t count, int threads) noexcept nogil:
+    return threads == 1 or count >= 4 * threads
+
+
+# ---- moments ----
+
+cdef void reduce_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_moments *m) noexcept nogil:
+    cdef Py_ssize_t j, offset = 0
+    cdef fn_moments part
+    cdef fn_spans piece
+    for j in range(e.slots):
+        piece = slot(e.all, j, &offset)
+        job.ops.moments(job.x + (i * e.step + offset) * job.ops.itemsize, piece, m if j == 0 else &part)
+        if j > 0:
+            fn_merge(m, &part)
+
+
+cdef void reduce_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_moments *m) noexcept nogil:
+    cdef Py_ssize_t offset = 0
+    cdef fn_spans piece = slot(e.all, u % e.slots, &offset)
+    job.ops.moments(job.x + (u // e.slots * e.step + offset) * job.ops.itemsize, piece, m)
+
+
+cdef int spans_moments(const Job *job, fn_moments *out) noexcept nogil:
+    cdef Extent e = extent_of(job)
+    cdef Py_ssize_t i, j, u, count = statistic_count(job)
+    cdef int threads = threads_for(element_count(job))
+    cdef fn_moments *parts
+    if many(count, threads):
+        for i in prange(count, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            reduce_statistic(job, &e, i, out + i)
+        return 0
+    parts = <fn_moments *> malloc(count * e.slots * sizeof(fn_moments))
+    if parts == NULL:
+        return -1
+    for u in prange(count * e.slots, schedule="static", num_threads=threads):
+        reduce_slot(job, &e, u, parts + u)
+    for i in range(count):
+        out[i] = parts[i * e.slots]
+        for j in range(1, e.slots):
+            fn_merge(out + i, parts + i * e.slots + j)
+    free(parts)
+    return 0
+
+
+# ---- forward ----
+
+cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i) noexcept nogil:
+    cdef Py_ssize_t k, channel, o
+    cdef fn_norm p
+    for k in range(e.channels):
+        channel = (i * e.channels + k) % job.c
+        o = (i * e.step + k * job.post) * job.ops.itemsize
+        p = norm_of(job, i, channel)
+        job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p, job.flags, e.step)
+
+
+cdef void forward_statistic(const Job *job, const Extent *e, Py_ssize_t i) noexcept nogil:
+    cdef fn_moments m
+    if not job.given:
+        reduce_statistic(job, e, i, &m)
+        finish(job, i, &m)
+    normalize_statistic(job, e, i)
+
+
+# Slot u of the channels of all statistics.
+cdef void normalize_slot(const Job *job, const Extent *e, Py_ssize_t u) noexcept nogil:
+    cdef Py_ssize_t offset = 0, unit = u // e.channel_slots, i = unit // e.channels
+    cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
+    cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
+    cdef fn_norm p = norm_of(job, i, unit % job.c)
+    job.ops.affine(job.x + o, at(job.residual, o), job.y + o, piece, &p, job.flags, 0)
+
+
+cdef int spans_forward(const Job *job) noexcept nogil:
+    cdef Extent e = extent_of(job)
+    cdef Py_ssize_t i, u, count = statistic_count(job)
+    cdef int threads = threads_for(element_count(job))
+    cdef fn_moments *m
+    if many(count, threads):
+        for i in prange(count, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            forward_statistic(job, &e, i)
+        return 0
+    if not job.given:
+        m = <fn_moments *> malloc(count * sizeof(fn_moments))
+        if m == NULL or spans_moments(job, m) < 0:
+            free(m)
+            return -1
+        for i in range(count):
+            finish(job, i, m + i)
+        free(m)
+    for u in prange(count * e.channels * e.channel_slots, schedule="static", num_threads=threads):
+        normalize_slot(job, &e, u)
+    return 0
+
+
+# ---- backward ----
+# sums[2u], sums[2u+1] = Σdy, Σdy·(x - mean) of channel u (counted over all statistics).
+
+cdef void sum_slot(const Job *job, const Extent *e, Py_ssize_t u, double *out) noexcept nogil:
+    cdef Py_ssize_t offset = 0, unit = u // e.channel_slots, i = unit // e.channels
+    cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
+    cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
+    cdef fn_norm p = norm_of(job, i, unit % job.c)
+    job.ops.grad_sums(job.dy + o, job.x + o, at(job.residual, o), piece, &p, job.flags, out)
+
+
+cdef void sum_channel(const Job *job, const Extent *e, Py_ssize_t unit, const double *parts, double *sums) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef double part[2]
+    sums[2 * unit] = sums[2 * unit + 1] = 0
+    for j in range(e.channel_slots):
+        if parts != NULL:
+            part[0], part[1] = parts[2 * (unit * e.channel_slots + j)], parts[2 * (unit * e.channel_slots + j) + 1]
+        else:
+            sum_slot(job, e, unit * e.channel_slots + j, part)
+        sums[2 * unit] += part[0]
+        sums[2 * unit + 1] += part[1]
+
+
+# Σγ·dy and Σγ·dy·(x - mean) over statistic i.
+cdef void weigh(const Job *job, const Extent *e, Py_ssize_t i, const double *sums, double *total) noexcept nogil:
+    cdef Py_ssize_t k, unit
+    cdef double gamma
+    total[0] = total[1] = 0
+    for k in range(e.channels):
+        unit = i * e.channels + k
+        gamma = job.gamma[unit % job.c] if job.gamma != NULL else 1
+        total[0] += gamma * sums[2 * unit]
+        total[1] += gamma * sums[2 * unit + 1]
+
+
+cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, double *sums) noexcept nogil:
+    cdef Py_ssize_t k, unit, o
+    cdef double total[2]
+    cdef fn_norm p
+    cdef fn_grad g
+    for k in range(e.channels):
+        sum_channel(job, e, i * e.channels + k, NULL, sums)
+    weigh(job, e, i, sums, total)
+    for k in range(e.channels):
+        unit = i * e.channels + k
+        o = (i * e.step + k * job.post) * job.ops.itemsize
+        p = norm_of(job, i, unit % job.c)
+        g = grad_of(job, i, unit % job.c, total[0], total[1])
+        job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o), e.channel,
+                           &p, &g, job.flags, e.step)
+
+
+cdef void differentiate_slot(const Job *job, const Extent *e, Py_ssize_t u, const double *totals) noexcept nogil:
+    cdef Py_ssize_t offset = 0, unit = u // e.channel_slots, i = unit // e.channels
+    cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
+    cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
+    cdef fn_norm p = norm_of(job, i, unit % job.c)
+    cdef fn_grad g = grad_of(job, i, unit % job.c, totals[2 * i], totals[2 * i + 1])
+    job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o), piece, &p, &g,
+                       job.flags, 0)
+
+
+cdef int spans_backward(const Job *job) noexcept nogil:
+    cdef Extent e = extent_of(job)
+    cdef Py_ssize_t i, u, c, count = statistic_count(job), units = count * e.channels
+    cdef int threads = threads_for(element_count(job))
+    cdef double *sums = <double *> malloc(2 * units * sizeof(double))
+    cdef double *parts = NULL
+    if sums == NULL:
+        return -1
+    if many(count, threads):
+        for i in prange(count, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            backward_statistic(job, &e, i, sums)
+    else:
+        parts = <double *> malloc(2 * (units * e.channel_slots + count) * sizeof(double))
+        if parts == NULL:
+            free(sums)
+            return -1
+        for u in prange(units * e.channel_slots, schedule="static", num_threads=threads):
+            sum_slot(job, &e, u, parts + 2 * u)
+        for u in range(units):
+            sum_channel(job, &e, u, parts, sums)
+        for i in range(count):
+            weigh(job, &e, i, sums, parts + 2 * (units * e.channel_slots + i))
+        for u in prange(units * e.channel_slots, schedule="static", num_threads=threads):
+            differentiate_slot(job, &e, u, parts + 2 * units * e.channel_slots)
+        free(parts)
+    # dgamma = Σ dy·xhat and dbeta = Σ dy, over the samples in order.
+    for c in range(job.c):
+        job.dgamma[c] = job.dbeta[c] = 0
+    for u in range(units):
+        job.dgamma[u % job.c] += sums[2 * u + 1] * job.rstd[u // e.channels]
+        job.dbeta[u % job.c] += sums[2 * u]
+    free(sums)
+    return 0

@@ -1,0 +1,186 @@
+"""What batch, group and instance norm share: arguments into a Job, one call of the kernel, results out.
+
+Design. `prepare` checks everything and writes nothing; `run` allocates y and calls the forward; `give_back` the backward.
+Parameters and statistics are a few doubles per channel and live in one block of memory that the context owns.
+"""
+cimport numpy as cnp
+import numpy as np
+from libc.stdlib cimport free, malloc
+
+from fastnorm._kernels.c cimport FN_F64, FN_RELU, FN_STREAM
+from fastnorm._kernels.core cimport ops_for, streams
+from fastnorm._kernels.job cimport element_count, statistic_count
+from fastnorm._kernels.norm cimport norm_backward, norm_forward
+from fastnorm.functional._check cimport (
+    Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fresh, layout_of, like, output, parameter, vector,
+)
+from fastnorm._types import NormGrads, ResidualNormGrads
+
+cnp.import_array()
+
+
+cdef class ChannelContext:
+    """What a backward needs. `mean`, `var`, `rstd`: float64 arrays, one number per statistic."""
+
+    def __dealloc__(self):
+        free(self.memory)
+
+    def __repr__(self):
+        return f"<fastnorm {self.op} context, x of shape {self.x.shape}>"
+
+    cdef int reserve(self) except -1:
+        """Memory for gamma, beta and the statistics: the only thing of theirs that is kept."""
+        cdef Py_ssize_t count = statistic_count(&self.job), c = self.job.c
+        self.memory = <double *> malloc((2 * c + 4 * count + 1) * sizeof(double))
+        if self.memory == NULL:
+            raise MemoryError(f"{self.op}: no memory for the statistics")
+        self.job.mean = self.memory + 2 * c
+        self.job.mean_lo = self.job.mean + count
+        self.job.var = self.job.mean_lo + count
+        self.job.rstd = self.job.var + count
+        return 0
+
+    cdef object statistic(self, const double *values):
+        cdef Py_ssize_t i, count = statistic_count(&self.job)
+        a = np.empty(count)
+        cdef double[::1] view = a
+        for i in range(count):
+            view[i] = values[i]
+        return a if self.job.groups == 0 else a.reshape(-1, self.job.groups)
+
+    @property
+    def mean(self):
+        """The mean that was subtracted: shape (C,), or (N, groups)."""
+        return self.statistic(self.job.mean)
+
+    @property
+    def var(self):
+        """The biased variance that was divided by, without eps."""
+        return self.statistic(self.job.var)
+
+    @property
+    def rstd(self):
+        """1/sqrt(var + eps)."""
+        return self.statistic(self.job.rstd)
+
+
+cdef ChannelContext prepare(str op, object x, object axis, object groups, object weight, object bias, object eps,
+                            object activation, object residual):
+    """Checked arguments as a context whose job lacks only y. groups None: batch norm; 0: one channel per group."""
+    cdef ChannelContext ctx = ChannelContext.__new__(ChannelContext)
+    cdef Layout l
+    cdef int ndim, code, ax, apart_samples = groups is not None
+    cdef Py_ssize_t g = 0
+    ctx.op = op
+    ctx.dtype = dtype_of(x, "x")
+    ndim = cnp.PyArray_NDIM(x)
+    if ndim < 2:
+        raise ValueError(f"x: expected at least 2 axes (samples and channels), got shape {x.shape}")
+    ax = 1 if type(axis) is int and <object> axis == 1 else axis_of(axis, ndim, "axis")
+    if apart_samples and ax == 0:
+        raise ValueError("axis: expected the channel axis, which cannot be axis 0, the samples")
+    ctx.job.eps = eps_of(eps)
+    if activation_of(activation):
+        ctx.job.flags = FN_RELU
+    ctx.x = x
+    ctx._x = dense(x, apart_samples)
+    l = layout_of(ctx._x, ax, apart_samples)
+    if apart_samples:
+        if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+            raise TypeError(f"num_groups: expected an integer, got {type(groups).__name__}")
+        g = l.c if groups == 0 and op == "instance_norm" else groups.__index__()
+        if g < 1 or (l.c % g if g else 1):
+            if not (l.c == 0 and op == "instance_norm"):
+                raise ValueError(f"num_groups: expected a divisor of the {l.c} channels, got {groups}")
+    if weight is not None:
+        parameter(weight, "weight", l.c, ctx.dtype)
+    if bias is not None:
+        parameter(bias, "bias", l.c, ctx.dtype)
+    if residual is not None:
+        ctx.residual = residual
+        ctx._residual = like(residual, "residual", ctx._x, ctx.dtype)
+    ctx.job.ops = ops_for(ctx.dtype)
+    ctx.job.n, ctx.job.pre, ctx.job.c, ctx.job.post, ctx.job.groups = l.n, l.pre, l.c, l.post, g
+    ctx.reserve()
+    if weight is not None:
+        ctx.has_weight = True
+        fetch(weight, parameter(weight, "weight", l.c, ctx.dtype), ctx.memory)
+        ctx.job.gamma = ctx.memory
+    if bias is not None:
+        ctx.has_bias = True
+        fetch(bias, parameter(bias, "bias", l.c, ctx.dtype), ctx.memory + l.c)
+        ctx.job.beta = ctx.memory + l.c
+    ctx.job.x = <const char *> cnp.PyArray_DATA(ctx._x)
+    ctx.job.residual = <const char *> cnp.PyArray_DATA(ctx._residual) if residual is not None else NULL
+    return ctx
+
+
+cdef object run(ChannelContext ctx, object out, bint keep):
+    """The forward; keep: its context will be used by a backward, so out must leave x and residual alone."""
+    cdef int failed = 0
+    cdef Job job = ctx.job
+    if out is not None:
+        dtype_of(out, "out")
+        apart(out, ctx.x, "x", not keep)
+        apart(out, ctx.residual, "residual", not keep)
+    y = output(out, ctx.x, ctx._x, ctx.dtype)
+    if element_count(&job) > 0:
+        job.y = <char *> cnp.PyArray_DATA(y)
+        if streams(cnp.PyArray_NBYTES(y)):
+            job.flags |= FN_STREAM
+        with nogil:
+            failed = norm_forward(&job)
+        if failed:
+            raise MemoryError(f"{ctx.op}: no memory for partial results")
+    if out is not None and out is not y:
+        np.copyto(out, y)
+        return out
+    return y
+
+
+cdef object give_back(ChannelContext ctx, object dy, object out):
+    """The backward."""
+    cdef int failed = 0
+    cdef Job job = ctx.job
+    cdef Py_ssize_t c = job.c, i
+    cdef cnp.ndarray g = like(dy, "dy", ctx._x, ctx.dtype)
+    if out is not None:
+        dtype_of(out, "out")
+        apart(out, ctx.x, "x", False)
+        apart(out, ctx.residual, "residual", False)
+        apart(out, dy, "dy", True)
+    dx = output(out, ctx.x, ctx._x, ctx.dtype)
+    dresidual = None
+    if ctx.residual is not None:
+        # Without a ReLU in between the residual's gradient is dy itself.
+        dresidual = fresh(ctx._x) if job.flags & FN_RELU else dy
+        if dresidual is dy and out is not None and np.may_share_memory(out, dy):
+            raise ValueError("out: overlaps dy, which is also the gradient of residual; give an array of its own")
+    cdef double *sums = <double *> malloc((2 * c + 1) * sizeof(double))
+    if sums == NULL:
+        raise MemoryError(f"{ctx.op}: no memory for the gradients")
+    try:
+        for i in range(2 * c):
+            sums[i] = 0
+        job.dgamma, job.dbeta = sums, sums + c
+        if element_count(&job) > 0:
+            job.dy = <const char *> cnp.PyArray_DATA(g)
+            job.y = <char *> cnp.PyArray_DATA(dx)
+            if dresidual is not None and dresidual is not dy:
+                job.dresidual = <char *> cnp.PyArray_DATA(dresidual)
+            if streams(cnp.PyArray_NBYTES(dx)):
+                job.flags |= FN_STREAM
+            with nogil:
+                failed = norm_backward(&job)
+            if failed:
+                raise MemoryError(f"{ctx.op}: no memory for partial results")
+        dweight = vector(sums, c, ctx.dtype) if ctx.has_weight else None
+        dbias = vector(sums + c, c, ctx.dtype) if ctx.has_bias else None
+    finally:
+        free(sums)
+    if out is not None and out is not dx:
+        np.copyto(out, dx)
+        dx = out
+    if dresidual is None:
+        return NormGrads(dx, dweight, dbias)
+    return ResidualNormGrads(dx, dweight, dbias, dresidual)
