@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Context",
-    "CrossEntropyGrads",
-    "InputGrads",
+    "InputGrad",
+    "LogitsGrad",
     "NormGrads",
     "ResidualNormGrads",
     "SwitchableNormGrads",
@@ -122,13 +122,13 @@ class WeightNormGrads(NamedTuple):
     dg: Array
 
 
-class InputGrads(NamedTuple):
+class InputGrad(NamedTuple):
     """The gradient of a function of x alone."""
 
     dx: Array
 
 
-class CrossEntropyGrads(NamedTuple):
+class LogitsGrad(NamedTuple):
     """The gradient of the cross-entropy cost."""
 
     dlogits: Array
@@ -189,7 +189,7 @@ def batch_norm_forward(
 ) -> tuple[Array, Context]:
     """`batch_norm`, and the context for `batch_norm_backward`; `out` may not overlap x, which the context keeps."""
     x = _array("x", x)
-    channel = _axis(axis, x.ndim)
+    channel = _channel_axis(axis, x.ndim, samples=None)
     axes = _all_but(x.ndim, channel)
     m = _count(x, axes)
     _check_scalars(eps, momentum)
@@ -789,13 +789,13 @@ def softmax_forward(x: Array, axis: int = -1, *, out: Array | None = None) -> tu
     return y, Context(y=y, axis=axis)
 
 
-def softmax_backward(dy: Array, ctx: Context, *, out: Array | None = None) -> InputGrads:
+def softmax_backward(dy: Array, ctx: Context, *, out: Array | None = None) -> InputGrad:
     """dx = y * (dy - sum(dy * y)), the sum along the axis. `out` receives dx."""
     dy = _gradient(dy, ctx.y)
     _check_out(out, ctx.y)
     y, d = _compute(ctx.y), _compute(dy)
     dx = y * (d - (d * y).sum(axis=ctx.axis, keepdims=True))
-    return InputGrads(_store(dx, ctx.y, out))
+    return InputGrad(_store(dx, ctx.y, out))
 
 
 def log_softmax(x: Array, axis: int = -1, *, out: Array | None = None) -> Array:
@@ -817,13 +817,13 @@ def log_softmax_forward(x: Array, axis: int = -1, *, out: Array | None = None) -
     return y, Context(y=y, axis=axis)
 
 
-def log_softmax_backward(dy: Array, ctx: Context, *, out: Array | None = None) -> InputGrads:
+def log_softmax_backward(dy: Array, ctx: Context, *, out: Array | None = None) -> InputGrad:
     """dx = dy - exp(y) * sum(dy), the sum along the axis. `out` receives dx."""
     dy = _gradient(dy, ctx.y)
     _check_out(out, ctx.y)
     d = _compute(dy)
     dx = d - np.exp(_compute(ctx.y)) * d.sum(axis=ctx.axis, keepdims=True)
-    return InputGrads(_store(dx, ctx.y, out))
+    return InputGrad(_store(dx, ctx.y, out))
 
 
 def cross_entropy(
@@ -894,7 +894,7 @@ def cross_entropy_forward(
     return loss, ctx
 
 
-def cross_entropy_backward(dy: Any, ctx: Context, *, out: Array | None = None) -> CrossEntropyGrads:
+def cross_entropy_backward(dy: Any, ctx: Context, *, out: Array | None = None) -> LogitsGrad:
     """dlogits_ic = dy_i * [(1 - s) * w_t * (p_ic - onehot_ic) + s / C * (p_ic * sum(w) - w_c)], p = softmax(logits).
 
     dy_i is dy for "sum", dy / sum_i w_t for "mean", dy[i] for "none"; ignored elements get 0. Unweighted and unsmoothed
@@ -920,7 +920,7 @@ def cross_entropy_backward(dy: Any, ctx: Context, *, out: Array | None = None) -
         spread = p * w.sum() - _broadcast(w, values.ndim, axis)
         dlogits = (1 - ctx.label_smoothing) * dlogits + ctx.label_smoothing / classes * spread
     dlogits = np.where(np.expand_dims(ctx.counted, axis), dlogits * np.expand_dims(scale, axis), values.dtype.type(0))
-    return CrossEntropyGrads(_store(dlogits, logits, out))
+    return LogitsGrad(_store(dlogits, logits, out))
 
 
 # -------------------------------------------------------------------------------------------------------------- dropout
@@ -965,16 +965,16 @@ def dropout_forward(
     return y, Context(shape=x.shape, dtype=x.dtype, mask=mask, scale=scale, seed=seed)
 
 
-def dropout_backward(dy: Array, ctx: Context, *, out: Array | None = None) -> InputGrads:
+def dropout_backward(dy: Array, ctx: Context, *, out: Array | None = None) -> InputGrad:
     """dx_i = dy_i / (1 - p) where x_i was kept, else 0. `out` receives dx."""
     dy = _array("dy", dy)
     if dy.shape != ctx.shape or dy.dtype != ctx.dtype:
         raise ValueError(f"dy: expected {ctx.dtype} of shape {ctx.shape}, got {dy.dtype} of shape {dy.shape}")
     _check_out(out, dy)
     if ctx.mask is None:
-        return InputGrads(_store(np.copy(dy), dy, out))
+        return InputGrad(_store(np.copy(dy), dy, out))
     keep = np.unpackbits(ctx.mask, count=dy.size, bitorder="little").astype(bool).reshape(dy.shape)
-    return InputGrads(_store(_select(keep, _compute(dy) * ctx.scale), dy, out))
+    return InputGrad(_store(_select(keep, _compute(dy) * ctx.scale), dy, out))
 
 
 # -------------------------------------------------------------------------------------------------------------- moments
@@ -1169,7 +1169,8 @@ def _split(x: Array, axis: int, groups: int) -> Array:
 def _array(name: str, x: Any) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a plain array, got a masked array")
-    x = np.asarray(x)
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(x).__name__}")
     if x.dtype.name not in ("float32", "float64", "float16", "bfloat16") or not x.dtype.isnative:
         raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16 in native byte order, got {x.dtype}")
     return x
@@ -1182,10 +1183,13 @@ def _axis(axis: SupportsIndex, ndim: int, name: str = "axis") -> int:
     return a % ndim
 
 
-def _channel_axis(axis: SupportsIndex, ndim: int) -> int:
+def _channel_axis(axis: SupportsIndex, ndim: int, samples: int | None = 0) -> int:
+    """The channel axis, which is not the samples' where these keep statistics of their own."""
+    if ndim < 2:
+        raise ValueError(f"x: expected at least 2 axes (samples and channels), got {ndim}")
     channel = _axis(axis, ndim)
-    if channel == 0:
-        raise ValueError(f"axis: expected a channel axis other than 0, which is the samples', got {axis}")
+    if channel == samples:
+        raise ValueError(f"axis: expected a channel axis other than {samples}, which is the samples', got {axis}")
     return channel
 
 
@@ -1208,10 +1212,12 @@ def _groups(num_groups: SupportsIndex, channels: int) -> int:
 def _check_scalars(eps: float, momentum: float = 0.0) -> None:
     if not isinstance(eps, Real):
         raise TypeError(f"eps: expected a number, got {eps!r}")
-    if not isinstance(momentum, Real):
-        raise TypeError(
-            f"momentum: expected a number, got {momentum!r}; for a cumulative average pass 1 / number of batches so far"
+    if momentum is None:
+        raise ValueError(
+            "momentum: expected a number, got None; a cumulative average needs a counter: pass 1 / batches"
         )
+    if not isinstance(momentum, Real):
+        raise TypeError(f"momentum: expected a number, got {momentum!r}")
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps: expected a finite number >= 0, got {eps!r}")
     if not 0 <= momentum <= 1:
@@ -1245,10 +1251,9 @@ def _check_running(
 ) -> None:
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         if running is None:
-            if needed:
-                raise ValueError(
-                    f"{name}: expected an array of shape {shape} when the batch's own is not used, got None"
-                )
+            if needed or running_mean is not running_var:
+                why = "without statistics of the batch" if needed else "beside the other running statistic"
+                raise ValueError(f"{name}: expected an array of shape {shape} {why}, got None")
             continue
         _parameter(name, running, x, shape)
         if written and not (isinstance(running, np.ndarray) and running.flags.writeable):
