@@ -88,7 +88,8 @@ class Standardizer(_Transformer):
     by default, (0, 2, 3) for one mean per channel of NCHW images.
 
     X is (n_samples, n_features), or has more axes; every axis that is not pooled indexes features. Integers and all
-    floating types are taken; results have X's type, float64 for integers. A feature that is constant is only centred.
+    floating types are taken; results have X's type, float64 for integers. A feature that is constant, but for the
+    rounding of its mean, is only centred.
 
     Attributes after `fit`: `mean_`, `var_`, `scale_` (float64, X's shape without the pooled axes), `n_samples_seen_`
     (values per feature), `n_features_in_` (length of X's second axis).
@@ -167,7 +168,8 @@ class Standardizer(_Transformer):
             mean = before.mean_ + d * share
             count = n
         self.mean_, self.var_ = mean, var
-        self.scale_ = np.where(var > 0, np.sqrt(var), 1.0)
+        deviation = np.sqrt(var)
+        self.scale_ = np.where(deviation > np.finfo(np.float64).eps * np.abs(mean), deviation, 1.0)
         self.n_samples_seen_ = count
         self.n_features_in_ = x.shape[1]
         return self
