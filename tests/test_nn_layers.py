@@ -350,11 +350,25 @@ def test_wrong_inputs_are_named(layer: nn.Module, x: Any, error: type[Exception]
         layer.backward(x)
 
 
-def test_wrong_gradient_shape_is_named() -> None:
-    layer = nn.Linear(3, 2)
-    layer(np.ones((4, 3), np.float32))
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(3, 2), (4, 3)),
+        (nn.Conv2d(3, 2, 1), (2, 3, 4, 4)),
+        (nn.MaxPool2d(2), (2, 3, 4, 4)),
+        (nn.Tanh(), (4, 3)),
+    ],
+)
+def test_wrong_gradients_are_named(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    y = layer(np.ones(shape, np.float32))
     with pytest.raises(ValueError, match="dy has shape"):
-        layer.backward(np.ones((3, 2), np.float32))
+        layer.backward(y[1:])
+    layer(np.ones(shape, np.float32))
+    with pytest.raises(TypeError, match="dy is float64, the output was float32"):
+        layer.backward(y.astype(np.float64))
+    layer(np.ones(shape, np.float32))
+    with pytest.raises(TypeError, match="numpy array"):
+        layer.backward(y.tolist())
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])

@@ -57,12 +57,14 @@ def require_input(name: str, x: Array, weight: Parameter, axis: int, size: int, 
         raise ValueError(f"{name}: x must have {axes}{size} features along axis {axis}, got shape {x.shape}")
 
 
-def require_gradient(name: str, dy: Array, shape: tuple[int, ...]) -> None:
-    """That `dy` is an array of the output's shape."""
+def require_gradient(name: str, dy: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """That `dy` is an array of the output's shape and type."""
     if not isinstance(dy, np.ndarray):
         raise TypeError(f"{name}.backward: dy must be a numpy array, got {type(dy).__name__}")
     if dy.shape != shape:
         raise ValueError(f"{name}.backward: dy has shape {dy.shape}, the output had {shape}")
+    if dy.dtype != dtype:
+        raise TypeError(f"{name}.backward: dy is {dy.dtype}, the output was {dtype}")
 
 
 def is_channels_last(x: Array) -> bool:

@@ -24,7 +24,7 @@ class ReLU(Module):
     def backward(self, dy: Array) -> Array:
         """dy where the output was positive."""
         y: Array = self.saved_for_backward()
-        require_gradient("ReLU", dy, y.shape)
+        require_gradient("ReLU", dy, y.shape, y.dtype)
         return np.where(y > 0, dy, dy.dtype.type(0))
 
 
@@ -45,7 +45,7 @@ class Sigmoid(Module):
     def backward(self, dy: Array) -> Array:
         """dy·y·(1 − y)."""
         y: Array = self.saved_for_backward()
-        require_gradient("Sigmoid", dy, y.shape)
+        require_gradient("Sigmoid", dy, y.shape, y.dtype)
         dx = 1 - y
         dx *= y
         dx *= dy
@@ -64,7 +64,7 @@ class Tanh(Module):
     def backward(self, dy: Array) -> Array:
         """dy·(1 − y²), as (1 − y)(1 + y), which does not cancel near ±1."""
         y: Array = self.saved_for_backward()
-        require_gradient("Tanh", dy, y.shape)
+        require_gradient("Tanh", dy, y.shape, y.dtype)
         dx = 1 - y
         dx *= 1 + y
         dx *= dy

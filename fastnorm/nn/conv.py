@@ -3,12 +3,14 @@
 The windows are gathered from a channels-last copy, where a row of a window, kernel width × channels, is one contiguous run;
 gathering from NCHW would copy runs of a few elements. Samples are taken in blocks whose windows fit the cache, so the gathered
 windows, kernel height × width times as large as the input, never travel to memory; backward gathers them again rather than
-keep them. The output has the layout of the input: NCHW, or channels-last memory under an NCHW shape.
+keep them. The input's gradient is for stride 1 a correlation too, with the kernel turned round: gathering runs of channels is
+several times as fast as adding them. The output has the layout of the input: NCHW, or channels-last memory under an NCHW shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -30,9 +32,21 @@ from .rng import RngLike, resolve
 
 __all__ = ["Conv2d"]
 
-# Bytes of gathered windows per block. From 1 to 8 MB the step time of 3×3 layers on 8×8 to 28×28 images varied by less than
-# the noise; below it the calls cost, above it memory does.
-_BLOCK_BYTES = 2 << 20
+Pair = tuple[int, int]
+
+# Bytes of gathered windows per block. Forward and backward of 3×3 layers on 8×8 to 28×28 images took the same time, within the
+# noise, from a quarter to 2 MB (L2 cache of 1 MB), and up to a half more below and above.
+_BLOCK_BYTES = 1 << 20
+
+
+class _Geometry(NamedTuple):
+    """Where the windows are."""
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    pads: tuple[Pair, Pair]
+    groups: int
 
 
 class Conv2d(Module):
@@ -107,100 +121,58 @@ class Conv2d(Module):
             sizes.append((size + sum(pads) - span) // s + 1)
         return sizes[0], sizes[1]
 
-    def _matrix(self) -> Array:
-        """The weights as (groups, kH·kW·C/groups, O/groups), the order of a gathered window."""
-        g, (kh, kw) = self.groups, self.kernel_size
-        w = self.weight.data.reshape(g, self.out_channels // g, self.in_channels // g, kh, kw)
-        return np.ascontiguousarray(w.transpose(0, 3, 4, 2, 1)).reshape(g, -1, self.out_channels // g)
-
-    def _blocks(self, x: Array, out_hw: tuple[int, int]) -> Iterator[tuple[slice, Array]]:
-        """(samples, their windows as (groups, n·H'·W', kH·kW·C/groups)), block after block in one buffer."""
-        (n, c, h, w), g, (kh, kw) = x.shape, self.groups, self.kernel_size
-        (top, bottom), (left, right) = self._pads
-        (oh, ow), (sh, sw), (dh, dw) = out_hw, self.stride, self.dilation
-        per_sample = oh * ow * kh * kw * c
-        block = max(1, min(n, _BLOCK_BYTES // max(1, per_sample * x.itemsize)))
-        padded = any((top, bottom, left, right))
-        as_they_are = (kh, kw, sh, sw, g) == (1, 1, 1, 1, 1)
-        image = np.zeros((block, h + top + bottom, w + left + right, c), x.dtype) if padded else None
-        windows = None if as_they_are else np.empty(block * per_sample, x.dtype)
-        for start in range(0, n, block):
-            rows = slice(start, min(n, start + block))
-            count = rows.stop - start
-            source = x[rows].transpose(0, 2, 3, 1)
-            if image is not None:
-                image[:count, top : top + h, left : left + w] = source
-                source = image[:count]
-            if windows is None:
-                yield rows, np.ascontiguousarray(source).reshape(1, count * oh * ow, c)
-                continue
-            source = np.ascontiguousarray(source)
-            s_n, s_h, s_w, s_c = source.strides
-            view = as_strided(
-                source,
-                (g, count, oh, ow, kh, kw, c // g),
-                (s_c * (c // g), s_n, s_h * sh, s_w * sw, s_h * dh, s_w * dw, s_c),
-                writeable=False,
-            )
-            gathered = windows[: count * per_sample]
-            gathered.reshape(view.shape)[...] = view
-            yield rows, gathered.reshape(g, count * oh * ow, kh * kw * c // g)
-
     def forward(self, x: Array) -> Array:
         """The convolution; keeps a reference to `x`."""
         require_input("Conv2d", x, self.weight, 1, self.in_channels, 4)
         oh, ow = self._output_size(x)
-        n, g, o = x.shape[0], self.groups, self.out_channels
-        channels_last = is_channels_last(x)
-        matrix = self._matrix()
-        y = empty_nchw((n, o, oh, ow), x.dtype, channels_last)
-        y_last = y.transpose(0, 2, 3, 1)
-        straight = g == 1 and y_last.flags.c_contiguous
-        for rows, windows in self._blocks(x, (oh, ow)):
-            product = y_last[rows].reshape(1, -1, o) if straight else np.empty((g, windows.shape[1], o // g), x.dtype)
-            np.matmul(windows, matrix, out=product)
-            if self.bias is not None:
-                product += self.bias.data.reshape(g, 1, o // g)
-            if not straight:
-                y_last[rows] = product.reshape(g, -1, oh, ow, o // g).transpose(1, 2, 3, 0, 4).reshape(-1, oh, ow, o)
+        y = empty_nchw((x.shape[0], self.out_channels, oh, ow), x.dtype, is_channels_last(x))
+        w = self._grouped_weight().transpose(0, 3, 4, 2, 1)
+        _correlate(x, w, self._geometry(), None if self.bias is None else self.bias.data, y)
         self.save_for_backward(x)
         return y
 
     def backward(self, dy: Array) -> Array:
-        """dx by scattering dy·wᵀ back over the windows; adds windowsᵀ·dy to the weight's gradient and Σdy to the bias's."""
+        """dx; adds windowsᵀ·dy to the weight's gradient and Σdy to the bias's."""
         x: Array = self.saved_for_backward()
-        out_hw = oh, ow = self._output_size(x)
-        (n, c, h, w), g, o, (kh, kw) = x.shape, self.groups, self.out_channels, self.kernel_size
-        (sh, sw), (dh, dw), ((top, bottom), (left, right)) = self.stride, self.dilation, self._pads
-        require_gradient("Conv2d", dy, (n, o, oh, ow))
-        transposed = self._matrix().transpose(0, 2, 1)
-        dmatrix = np.zeros((g, kh * kw * c // g, o // g), x.dtype)
-        dbias = np.zeros((g, o // g), x.dtype)
-        dx = empty_nchw((n, c, h, w), x.dtype, is_channels_last(x))
-        dx_last = dx.transpose(0, 2, 3, 1)
+        oh, ow = self._output_size(x)
+        require_gradient("Conv2d", dy, (x.shape[0], self.out_channels, oh, ow), x.dtype)
+        g, o, (kh, kw) = self.groups, self.out_channels, self.kernel_size
         dy_last = dy.transpose(0, 2, 3, 1)
-        for rows, windows in self._blocks(x, out_hw):
-            count = rows.stop - rows.start
-            grouped = dy_last[rows].reshape(count * oh * ow, g, o // g).transpose(1, 0, 2)
-            slopes = np.ascontiguousarray(grouped, x.dtype)
+        dmatrix = np.zeros((g, kh * kw * x.shape[1] // g, o // g), x.dtype)
+        dbias = np.zeros((g, o // g), x.dtype)
+        for rows, windows in _windows(x, (oh, ow), self._geometry()):
+            slopes = _by_group(dy_last[rows], g)
             dmatrix += windows.transpose(0, 2, 1) @ slopes
             if self.bias is not None:
                 dbias += slopes.sum(axis=1)
-            dwindows = (slopes @ transposed).reshape(g, count, oh, ow, kh, kw, c // g)
-            dimage = np.zeros((count, h + top + bottom, w + left + right, g, c // g), x.dtype)
-            for i in range(kh):
-                for j in range(kw):
-                    top_i, left_j = i * dh, j * dw
-                    place = dimage[:, top_i : top_i + (oh - 1) * sh + 1 : sh, left_j : left_j + (ow - 1) * sw + 1 : sw]
-                    place += dwindows[:, :, :, :, i, j].transpose(1, 2, 3, 0, 4)
-            dx_last[rows] = dimage.reshape(count, h + top + bottom, w + left + right, c)[
-                :, top : top + h, left : left + w
-            ]
-        dweight = dmatrix.reshape(g, kh, kw, c // g, o // g).transpose(0, 4, 3, 1, 2)
+        dweight = dmatrix.reshape(g, kh, kw, -1, o // g).transpose(0, 4, 3, 1, 2)
         self.weight.accumulate(np.ascontiguousarray(dweight).reshape(self.weight.data.shape))
         if self.bias is not None:
             self.bias.accumulate(dbias.reshape(o))
+        return self._input_gradient(dy, x)
+
+    def _input_gradient(self, dy: Array, x: Array) -> Array:
+        """Σ over outputs and places of dy·w: for stride 1 the correlation of dy with the kernel turned round, else scattered."""
+        dx = empty_nchw((x.shape[0], x.shape[1], x.shape[2], x.shape[3]), x.dtype, is_channels_last(x))
+        spans = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        (top, bottom), (left, right) = (
+            (span - before, span - after) for span, (before, after) in zip(spans, self._pads, strict=True)
+        )
+        if self.stride == (1, 1) and min(top, bottom, left, right) >= 0:
+            turned = self._grouped_weight()[..., ::-1, ::-1].transpose(0, 3, 4, 1, 2)
+            pads = ((top, bottom), (left, right))
+            _correlate(dy, turned, _Geometry(self.kernel_size, (1, 1), self.dilation, pads, self.groups), None, dx)
+        else:
+            _scatter(dy, self._grouped_weight().transpose(0, 1, 3, 4, 2), self._geometry(), dx)
         return dx
+
+    def _geometry(self) -> _Geometry:
+        return _Geometry(self.kernel_size, self.stride, self.dilation, self._pads, self.groups)
+
+    def _grouped_weight(self) -> Array:
+        """The weights as (groups, O/groups, C/groups, kH, kW)."""
+        g = self.groups
+        return self.weight.data.reshape(g, self.out_channels // g, self.in_channels // g, *self.kernel_size)
 
     def extra_repr(self) -> str:
         """Sizes and what differs from the defaults."""
@@ -208,3 +180,81 @@ class Conv2d(Module):
         defaults = {"stride": (1, 1), "padding": 0, "dilation": (1, 1), "groups": 1}
         parts += [f"{name}={getattr(self, name)}" for name, usual in defaults.items() if getattr(self, name) != usual]
         return ", ".join([*parts, f"bias={self.bias is not None}"])
+
+
+def _windows(x: Array, out: Pair, geometry: _Geometry) -> Iterator[tuple[slice, Array]]:
+    """(samples, their windows as (groups, n·H'·W', kH·kW·C/groups)), block after block in one buffer."""
+    (kh, kw), (sh, sw), (dh, dw), ((top, bottom), (left, right)), g = geometry
+    (n, c, h, w), (oh, ow) = x.shape, out
+    per_sample = oh * ow * kh * kw * c
+    block = max(1, min(n, _BLOCK_BYTES // max(1, per_sample * x.itemsize)))
+    as_they_are = (kh, kw, sh, sw, g) == (1, 1, 1, 1, 1)
+    image = (
+        np.zeros((block, h + top + bottom, w + left + right, c), x.dtype)
+        if any(geometry.pads[0] + geometry.pads[1])
+        else None
+    )
+    gathered = None if as_they_are else np.empty(block * per_sample, x.dtype)
+    for start in range(0, n, block):
+        rows = slice(start, min(n, start + block))
+        count = rows.stop - start
+        source = x[rows].transpose(0, 2, 3, 1)
+        if image is not None:
+            image[:count, top : top + h, left : left + w] = source
+            source = image[:count]
+        source = np.ascontiguousarray(source)
+        if gathered is None:
+            yield rows, source.reshape(1, count * oh * ow, c)
+            continue
+        s_n, s_h, s_w, s_c = source.strides
+        view = as_strided(
+            source,
+            (g, count, oh, ow, kh, kw, c // g),
+            (s_c * (c // g), s_n, s_h * sh, s_w * sw, s_h * dh, s_w * dw, s_c),
+            writeable=False,
+        )
+        windows = gathered[: count * per_sample]
+        windows.reshape(view.shape)[...] = view
+        yield rows, windows.reshape(g, count * oh * ow, kh * kw * c // g)
+
+
+def _correlate(x: Array, w: Array, geometry: _Geometry, bias: Array | None, y: Array) -> None:
+    """y ← windows of x times w, (groups, kH, kW, C/groups, O/groups), plus bias."""
+    g, outputs = geometry.groups, w.shape[4]
+    o, (oh, ow) = g * outputs, (y.shape[2], y.shape[3])
+    matrix = np.ascontiguousarray(w).reshape(g, -1, outputs)
+    y_last = y.transpose(0, 2, 3, 1)
+    straight = g == 1 and y_last.flags.c_contiguous
+    for rows, windows in _windows(x, (oh, ow), geometry):
+        product = y_last[rows].reshape(1, -1, o) if straight else np.empty((g, windows.shape[1], outputs), y.dtype)
+        np.matmul(windows, matrix, out=product)
+        if bias is not None:
+            product += bias.reshape(g, 1, outputs)
+        if not straight:
+            y_last[rows] = product.transpose(1, 0, 2).reshape(-1, oh, ow, o)
+
+
+def _scatter(dy: Array, w: Array, geometry: _Geometry, dx: Array) -> None:
+    """dx ← dy times w, (groups, O/groups, kH, kW, C/groups), each product added at its place in its window."""
+    (kh, kw), (sh, sw), (dh, dw), ((top, bottom), (left, right)), g = geometry
+    (n, c, h, width), (oh, ow) = dx.shape, (dy.shape[2], dy.shape[3])
+    matrix = np.ascontiguousarray(w).reshape(g, w.shape[1], -1)
+    dx_last, dy_last = dx.transpose(0, 2, 3, 1), dy.transpose(0, 2, 3, 1)
+    block = max(1, _BLOCK_BYTES // max(1, oh * ow * kh * kw * c * dx.itemsize))
+    for start in range(0, n, block):
+        rows = slice(start, min(n, start + block))
+        count = rows.stop - start
+        products = (_by_group(dy_last[rows], g) @ matrix).reshape(g, count, oh, ow, kh, kw, c // g)
+        image = np.zeros((count, h + top + bottom, width + left + right, g, c // g), dx.dtype)
+        for i in range(kh):
+            for j in range(kw):
+                y0, x0 = i * dh, j * dw
+                place = image[:, y0 : y0 + (oh - 1) * sh + 1 : sh, x0 : x0 + (ow - 1) * sw + 1 : sw]
+                place += products[:, :, :, :, i, j].transpose(1, 2, 3, 0, 4)
+        dx_last[rows] = image.reshape(*image.shape[:3], c)[:, top : top + h, left : left + width]
+
+
+def _by_group(dy_last: Array, groups: int) -> Array:
+    """An (n, H', W', O) array as a contiguous (groups, n·H'·W', O/groups)."""
+    outputs = dy_last.shape[3]
+    return np.ascontiguousarray(dy_last.reshape(-1, groups, outputs // groups).transpose(1, 0, 2))

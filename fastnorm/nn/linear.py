@@ -52,7 +52,7 @@ class Linear(Module):
     def backward(self, dy: Array) -> Array:
         """dx = dy·W; adds dyᵀ·x to the weight's gradient and Σdy to the bias's."""
         x: Array = self.saved_for_backward()
-        require_gradient("Linear", dy, (*x.shape[:-1], self.out_features))
+        require_gradient("Linear", dy, (*x.shape[:-1], self.out_features), x.dtype)
         rows = dy.reshape(-1, self.out_features)
         self.weight.accumulate(rows.T @ x.reshape(-1, self.in_features))
         if self.bias is not None:

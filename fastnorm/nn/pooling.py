@@ -132,7 +132,7 @@ class MaxPool2d(_Pool2d):
     def backward(self, dy: Array) -> Array:
         """dx: each dy at the first maximum of its window, summed where windows overlap."""
         x, padded, y = self.saved_for_backward()
-        require_gradient("MaxPool2d", dy, y.shape)
+        require_gradient("MaxPool2d", dy, y.shape, y.dtype)
         dpadded = empty_nchw(padded.shape, dy.dtype, is_channels_last(x))
         dpadded.fill(0)
         open_windows = np.ones_like(y, dtype=bool)
@@ -198,7 +198,7 @@ class AvgPool2d(_Pool2d):
     def backward(self, dy: Array) -> Array:
         """dx: dy / number, spread over each window."""
         x, out, size = self.saved_for_backward()
-        require_gradient("AvgPool2d", dy, (*x.shape[:2], *out))
+        require_gradient("AvgPool2d", dy, (*x.shape[:2], *out), x.dtype)
         share = dy / self._divisors(x, out)
         dpadded = empty_nchw((*x.shape[:2], *size), dy.dtype, is_channels_last(x))
         dpadded.fill(0)
