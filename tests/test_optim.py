@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,18 +90,23 @@ def test_a_step_allocates_nothing(name: str, options: dict[str, Any]) -> None:
     draw_gradients(params, rng)
     for _ in range(2):
         rule.step()
+    step = peak_of(rule.step)
+    assert step < 8192, f"{step} bytes, where one parameter has {params[0].data.nbytes}"
+    clip = peak_of(lambda: (optim.clip_grad_norm(params, 1.0), optim.clip_grad_value(params, 0.1)))
+    assert clip < params[0].data.nbytes / 2, f"{clip} bytes beyond NumPy's own casting buffers"
+
+
+def peak_of(call: Callable[[], Any]) -> int:
+    """The most memory that was allocated at any moment of the call, in bytes."""
     tracemalloc.start()
     try:
-        rule.step()
+        call()
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
-        rule.step()
-        optim.clip_grad_norm(params, 1.0)
-        optim.clip_grad_value(params, 0.1)
-        peak = tracemalloc.get_traced_memory()[1] - before
+        call()
+        return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
-    assert peak < 200_000, f"{peak} bytes, where one parameter has {params[0].data.nbytes}"
 
 
 @pytest.mark.parametrize(("name", "options"), RULES, ids=IDS)
@@ -148,6 +154,31 @@ def test_penalties_are_those_of_the_cost(name: str) -> None:
         second.step()
         for parameter, other in zip(plain, penalised, strict=True):
             np.testing.assert_allclose(other.data, parameter.data, 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("name", "options"), RULES, ids=IDS)
+def test_half_type_parameters_are_float32_steps_rounded(name: str, options: dict[str, Any], half: str) -> None:
+    """With gradients so small that their squares vanish in float16, the step is still the one of float32."""
+    dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16) if half == "bfloat16" else np.dtype(half)
+    rng = np.random.default_rng(9)
+    start = rng.standard_normal((4, 3)).astype(dtype)
+    ours, exact = nn.Parameter(start.copy()), nn.Parameter(start.astype(np.float32))
+    options = {"l1": 0.01, **options}
+    rules = [getattr(optim, name)([parameter], **options) for parameter in (ours, exact)]
+    for _ in range(2):
+        before = exact.data.copy()
+        exact.grad = 1e-5 * rng.standard_normal(start.shape).astype(np.float32)
+        ours.grad = exact.grad.copy()
+        for rule in rules:
+            rule.step()
+        moved = np.abs(exact.data - before).max()
+        step = 2.0**-7 if half == "bfloat16" else 2.0**-10
+        np.testing.assert_allclose(ours.data.astype(np.float32), exact.data, 2 * step, 0.05 * moved)
+        assert ours.dtype == dtype
+        exact.data[...] = ours.data.astype(np.float32)
+    rules[0].load_state_dict(rules[0].state_dict())
+    rules[0].step()
 
 
 def test_groups_have_their_own_settings() -> None:

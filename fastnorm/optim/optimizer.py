@@ -99,11 +99,11 @@ class Optimizer:
     def _buffers(self, parameter: Parameter) -> list[Array]:
         """The shared scratch, cut to the parameter's shape."""
         views = self._views.get(parameter)
-        if views is None or views[0].shape != parameter.shape or views[0].dtype != parameter.dtype:
-            kind, size = parameter.dtype, parameter.size
+        if views is None or views[0].shape != parameter.shape:
+            kind, size = state_dtype(parameter), parameter.size
             flat = self._scratch.get(kind)
             if flat is None or flat[0].size < size:
-                largest = max(p.size for p in self._parameters() if p.dtype == kind)
+                largest = max(p.size for p in self._parameters() if state_dtype(p) == kind)
                 flat = self._scratch[kind] = [np.empty(largest, kind) for _ in range(2)]
             views = self._views[parameter] = [array[:size].reshape(parameter.shape) for array in flat]
         return views
@@ -139,7 +139,7 @@ class Optimizer:
                 if key == "step":
                     entry[key] = int(value)
                 elif value is not None:
-                    array = np.asarray(value).astype(parameter.dtype)
+                    array = np.asarray(value).astype(state_dtype(parameter))
                     if array.shape != parameter.shape:
                         raise ValueError(
                             f"{name}.load_state_dict: {key} of parameter {i} has shape {array.shape}, expected "
@@ -160,6 +160,11 @@ class Optimizer:
     def __repr__(self) -> str:
         groups = [", ".join(f"{k}={v}" for k, v in g.items() if k != "params") for g in self.param_groups]
         return f"{type(self).__name__}(" + "; ".join(groups) + ")"
+
+
+def state_dtype(parameter: Parameter | Array) -> np.dtype[Any]:
+    """The type of the state and the arithmetic: the parameter's own, float32 for half types, whose squares would vanish."""
+    return np.dtype(np.float32) if parameter.dtype.itemsize < 4 else parameter.dtype
 
 
 def penalised(w: Array, grad: Array, weight_decay: float, l1: float, work: Array, other: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .optimizer import Array, Optimizer, Params, penalised
+from .optimizer import Array, Optimizer, Params, penalised, state_dtype
 
 __all__ = ["SGD", "Adam", "AdamW", "RMSprop"]
 
@@ -60,7 +60,7 @@ class SGD(Optimizer):
         if momentum != 0.0:
             b = state.get("momentum_buffer")
             if b is None:
-                b = state["momentum_buffer"] = d.copy()
+                b = state["momentum_buffer"] = d.astype(state_dtype(w))
             else:
                 b *= momentum
                 np.multiply(d, 1.0 - group["dampening"], out=other)
@@ -116,11 +116,11 @@ class RMSprop(Optimizer):
     ) -> None:
         if "square_avg" not in state:
             state["step"] = 0
-            state["square_avg"] = np.zeros_like(w)
+            state["square_avg"] = np.zeros(w.shape, state_dtype(w))
         if group["centered"] and "grad_avg" not in state:
-            state["grad_avg"] = np.zeros_like(w)
+            state["grad_avg"] = np.zeros(w.shape, state_dtype(w))
         if group["momentum"] != 0.0 and "momentum_buffer" not in state:
-            state["momentum_buffer"] = np.zeros_like(w)
+            state["momentum_buffer"] = np.zeros(w.shape, state_dtype(w))
         state["step"] += 1
         d = penalised(w, grad, group["weight_decay"], group["l1"], work, other)
         s = state["square_avg"]
@@ -176,8 +176,8 @@ class Adam(Optimizer):
     ) -> None:
         if not state:
             state["step"] = 0
-            state["exp_avg"] = np.zeros_like(w)
-            state["exp_avg_sq"] = np.zeros_like(w)
+            state["exp_avg"] = np.zeros(w.shape, state_dtype(w))
+            state["exp_avg_sq"] = np.zeros(w.shape, state_dtype(w))
         state["step"] += 1
         t, lr, (beta1, beta2) = state["step"], group["lr"], group["betas"]
         decay = group["weight_decay"]
