@@ -1,0 +1,269 @@
+"""Promise 2: the same bits for any number of threads, at every instruction set, whatever is around the data in memory.
+
+Method: everything that a forward and a backward produce or write (y, gradients, sums, running statistics) is compared
+byte for byte between machines, repetitions, layouts, alignments, fused and unfused forms, and batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support import (
+    CHANNEL_NORMS,
+    DTYPES,
+    OPERATIONS,
+    Call,
+    compute_type,
+    digest,
+    draw,
+    dtype_of,
+    every_dtype,
+    machines,
+    paths,
+    same_bits,
+)
+
+
+def check_machines(call: Call, dy: Any, what: str) -> None:
+    """Every instruction set and number of threads gives the first one's bits."""
+    first: dict[str, Any] = {}
+    for machine in machines():
+        found = call.results(dy)
+        first = first or found
+        if digest(found) != digest(first):
+            for name, value in found.items():
+                same_bits(value, first[name], f"{what}, {machine}: {name}")
+
+
+@every_dtype
+@paths()
+def test_instruction_sets(path: str, dtype: str, rng: np.random.Generator) -> None:
+    call = OPERATIONS[path].call(rng, dtype)
+    check_machines(call, call.upstream(rng), f"{path} in {dtype}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@paths()
+def test_threads(path: str, dtype: str, rng: np.random.Generator) -> None:
+    """Arrays that are worth seven threads, with tails that no number of threads divides."""
+    call = OPERATIONS[path].call(rng, dtype, large=True)
+    check_machines(call, call.upstream(rng), f"{path} in {dtype}")
+
+
+def normalizes_data(call: Call) -> bool:
+    return call.name.endswith(("h_norm", "p_norm", "e_norm", "r_norm", "s_norm", "moments"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@paths(normalizes_data)
+def test_extreme_values_on_every_machine(path: str, dtype: str, rng: np.random.Generator) -> None:
+    """Channels or rows whose squares overflow or underflow take another path through the kernels, on every machine."""
+    call = OPERATIONS[path].call(rng, dtype)
+    x = call.x
+    factors = np.array([1, 1e30, 1e-30, 3e37, 1e-39, 0]).astype(np.float32)
+    if path.startswith(CHANNEL_NORMS) and call.arguments.get("axis", 1) == 1:
+        shape = (1, x.shape[1]) + (1,) * (x.ndim - 2)
+    else:
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    x = (x.astype(np.float32) * np.resize(factors, shape)).astype(x.dtype)
+    check_machines(call.replaced(**{call.first: x}), call.upstream(rng), path)
+
+
+@paths()
+def test_run_after_run(path: str, rng: np.random.Generator) -> None:
+    call = OPERATIONS[path].call(rng, "float32", large=True)
+    dy = call.upstream(rng)
+    assert len({digest(call.results(dy)) for _ in range(3)}) == 1
+
+
+def shifted(a: np.ndarray, elements: int) -> np.ndarray:
+    """A copy of an array that starts so many elements after an aligned address."""
+    memory = np.empty(a.size + 64, a.dtype)
+    start = (-memory.ctypes.data // a.itemsize) % (64 // a.itemsize) + elements
+    view = memory[start : start + a.size].reshape(a.shape)
+    view[...] = a
+    return view
+
+
+@every_dtype
+@paths()
+def test_alignment_does_not_matter(path: str, dtype: str, rng: np.random.Generator) -> None:
+    """Memory that starts in the middle of a vector, of a cache line, or (a copy's) at any byte."""
+    call = OPERATIONS[path].call(rng, dtype)
+    dy = call.upstream(rng)
+    expected = call.results(dy)
+    for elements in (0, 1, 3, 8):
+        moved = call.replaced(
+            **{
+                n: shifted(a, elements)
+                for n, a in call.arguments.items()
+                if isinstance(a, np.ndarray) and n != "targets"
+            }
+        )
+        g = shifted(dy, elements) if np.ndim(dy) else dy
+        y, ctx = (moved.fresh(**{call.first: moved.x}).forward()) if call.differentiable else (None, None)
+        if not call.differentiable:
+            for got, name in zip(moved.plain(), ("mean", "var"), strict=True):
+                same_bits(got, expected[name], f"{path}, {elements} elements on: {name}")
+            continue
+        same_bits(y, expected["y"], f"{path}, {elements} elements on: y")
+        for name, got in moved.backward(g, ctx)._asdict().items():
+            same_bits(got, expected[name], f"{path}, {elements} elements on: {name}")
+
+
+@every_dtype
+@paths(lambda call: True, "out")
+def test_out_gives_the_same_bits(path: str, dtype: str, rng: np.random.Generator) -> None:
+    """y and dx into a given array; y in place of x; dx in place of dy."""
+    call = OPERATIONS[path].call(rng, dtype)
+    dy = call.upstream(rng)
+    expected = call.results(dy)
+    for shift in (0, 1, 5):
+        out = shifted(np.zeros_like(call.x), shift)
+        assert call.fresh().plain(out=out) is out
+        same_bits(out, expected["y"], f"{path}: out")
+    c = call.fresh()
+    assert c.plain(out=c.x) is c.x
+    same_bits(c.x, expected["y"], f"{path}: out=x")
+    y, ctx = call.fresh().forward(out=np.empty_like(call.x))
+    same_bits(y, expected["y"], f"{path}: forward's out")
+    out = np.empty_like(call.x)
+    grads = call.backward(dy, ctx, out=out)
+    assert grads[0] is out
+    same_bits(out, expected[grads._fields[0]], f"{path}: backward's out")
+    same_bits(call.fresh().plain(), expected["y"], f"{path}: without a context")
+
+
+@every_dtype
+@paths(lambda call: call.differentiable and call.name != "cross_entropy" and "residual" not in call.arguments)
+def test_gradient_in_place_of_the_upstream_gradient(path: str, dtype: str, rng: np.random.Generator) -> None:
+    call = OPERATIONS[path].call(rng, dtype)
+    dy = call.upstream(rng)
+    expected = call.results(dy)
+    _, ctx = call.fresh().forward()
+    mine = dy.copy()
+    grads = call.backward(mine, ctx, out=mine)
+    assert grads[0] is mine
+    for name, got in grads._asdict().items():
+        same_bits(got, expected[name], f"{path}, in place: {name}")
+
+
+@every_dtype
+@paths()
+def test_copied_layouts_give_the_bits_of_contiguous_data(path: str, dtype: str, rng: np.random.Generator) -> None:
+    """Sliced, reversed, transposed and broadcast inputs: the values count, not the strides."""
+    call = OPERATIONS[path].call(rng, dtype)
+    dy = call.upstream(rng)
+    expected = call.results(dy)
+    x = call.x
+    wide = np.zeros(tuple(2 * n + 1 for n in x.shape), x.dtype)
+    every_other = wide[tuple(slice(1, None, 2) for _ in x.shape)]
+    backwards = np.empty_like(x)[tuple(slice(None, None, -1) for _ in x.shape)]
+    for what, view in (("every other element", every_other), ("backwards", backwards)):
+        view[...] = x
+        moved = call.fresh(**{call.first: x})
+        moved.arguments[call.first] = view
+        if not call.differentiable:
+            for got, name in zip(moved.plain(), ("mean", "var"), strict=True):
+                same_bits(got, expected[name], f"{path}, {what}: {name}")
+            continue
+        g = dy
+        if np.shape(dy) == x.shape:
+            g = np.empty_like(wide)[tuple(slice(0, -1, 2) for _ in x.shape)]
+            g[...] = dy
+        y, ctx = moved.forward()
+        same_bits(y, expected["y"], f"{path}, {what}: y")
+        for name, got in moved.backward(g, ctx)._asdict().items():
+            same_bits(got, expected[name], f"{path}, {what}: {name}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@paths(lambda call: True, "residual")
+def test_residual_is_the_unfused_sum(path: str, dtype: str, rng: np.random.Generator) -> None:
+    """Fused and unfused give the same bits: norm(x + r) for layer and RMS norm, norm(x) + r and ReLU for batch norm."""
+    call = OPERATIONS[path].call(rng, dtype)
+    r = draw(rng, call.x.shape, call.x.dtype)
+    relu = call.arguments.get("activation") == "relu"
+    fused, ctx = call.fresh(residual=r).forward()
+    wide = compute_type(call.x)
+    dy = call.upstream(rng)
+    if call.name == "batch_norm":
+        y = call.fresh(residual=None, activation=None).plain()
+        y = (y.astype(wide) + r.astype(wide)).astype(y.dtype)
+        y = np.where(y > 0, y, y.dtype.type(0)) if relu else y
+        same_bits(fused, y, f"{path}: y")
+        g = np.where(y > 0, dy, dy.dtype.type(0)) if relu else dy
+        _, plain = call.fresh(residual=None, activation=None).forward()
+        unfused = call.backward(g, plain)
+        grads = call.backward(dy, ctx)
+        same_bits(grads.dresidual, g, f"{path}: dresidual")
+    else:
+        total = (call.x.astype(wide) + r.astype(wide)).astype(call.x.dtype)
+        same_bits(ctx.sum, total, f"{path}: sum")
+        y, plain = call.replaced(x=total, residual=None).forward()
+        same_bits(fused, y, f"{path}: y")
+        unfused, grads = call.backward(dy, plain), call.backward(dy, ctx)
+        assert grads.dresidual is grads.dx
+    for name in ("dx", "dweight", "dbias"):
+        same_bits(getattr(grads, name), getattr(unfused, name), f"{path}: {name}")
+
+
+@every_dtype
+@paths(lambda call: True, "activation")
+def test_relu_is_the_unfused_relu(path: str, dtype: str, rng: np.random.Generator) -> None:
+    call = OPERATIONS[path].call(rng, dtype)
+    call = call.replaced(**({"residual": None} if "residual" in call.arguments else {}))
+    dy = call.upstream(rng)
+    y, plain = call.fresh(activation=None).forward()
+    z, fused = call.fresh(activation="relu").forward()
+    zero = y.dtype.type(0)
+    same_bits(z, np.where(y > 0, y, zero), f"{path}: y")
+    unfused = call.backward(np.where(y > 0, dy, zero), plain)
+    for name, got in call.backward(dy, fused)._asdict().items():
+        same_bits(got, getattr(unfused, name), f"{path}: {name}")
+
+
+@every_dtype
+@paths(lambda call: call.name in ("layer_norm", "rms_norm", "instance_norm", "group_norm", "softmax", "log_softmax"))
+def test_a_sample_does_not_see_its_batch(path: str, dtype: str, rng: np.random.Generator) -> None:
+    """Layer, RMS, instance and group norm, softmax: a sample's y and dx are those it has alone."""
+    for large in (False, True):
+        call = OPERATIONS[path].call(rng, dtype, large=large)
+        dy = call.upstream(rng)
+        every = call.results(dy)
+        for i in {0, 1, len(dy) // 2, len(dy) - 1}:
+            changes = {n: call.arguments[n][i : i + 1] for n in (call.first, "residual") if n in call.arguments}
+            alone = call.replaced(**changes).results(dy[i : i + 1])
+            for name in ("y", "dx"):
+                same_bits(alone[name], every[name][i : i + 1], f"{path}: {name} of sample {i} of {call.x.shape}")
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["batch_norm", "instance_norm"])
+def test_a_channel_does_not_see_the_others(name: str, dtype: str, rng: np.random.Generator) -> None:
+    """Where statistics are per channel, along spans: y and dx of a channel are those it has alone."""
+    for shape in ((5, 7, 67), (5, 7, 8, 9), (3, 7, 4099)):
+        x, dy = draw(rng, shape, dtype_of(dtype)), draw(rng, shape, dtype_of(dtype))
+        call = Call(name, {"x": x} | ({"training": True} if name == "batch_norm" else {}))
+        every = call.results(dy)
+        for c in (0, 3, 6):
+            alone = call.replaced(x=np.ascontiguousarray(x[:, c : c + 1])).results(
+                np.ascontiguousarray(dy[:, c : c + 1])
+            )
+            for field in ("y", "dx"):
+                same_bits(alone[field], every[field][:, c : c + 1], f"{name} {shape} channel {c}: {field}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stores_past_the_cache_give_the_same_bits(dtype: str, rng: np.random.Generator) -> None:
+    """An output of more than 12 MB is written past the cache; its bits are those of its channels taken alone."""
+    itemsize = dtype_of(dtype).itemsize
+    shape = (2, 4, (12 << 20) // (8 * itemsize) + 77)
+    x, dy = (np.resize(draw(rng, (100003,), dtype_of(dtype)), shape) for _ in range(2))
+    call = Call("batch_norm", {"x": x, "training": True})
+    every = call.results(dy)
+    alone = call.replaced(x=x[:, 3:].copy()).results(dy[:, 3:].copy())
+    for field in ("y", "dx"):
+        same_bits(every[field][:, 3:], alone[field], field)
