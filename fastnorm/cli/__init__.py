@@ -1,4 +1,4 @@
-"""The command line: `python -m fastnorm info | compare | train | tune`.
+"""The command line: `python -m fastnorm info | compare | train | tune | experiments`.
 
 One file per command; each offers `add_parser(commands)` and `run(args) -> exit status` and imports what it needs (rich,
 matplotlib, scikit-learn, Optuna) only when it runs, because the package itself needs NumPy alone. This file dispatches,
@@ -12,12 +12,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fastnorm.cli import compare, info, train, tune
+from fastnorm.cli import compare, experiments, info, train, tune
 from fastnorm.cli.common import CommandError, Parser
 
 __all__ = ["main"]
 
-COMMANDS = (info, compare, train, tune)
+COMMANDS = (info, compare, train, tune, experiments)
 
 
 def build_parser() -> Parser:

@@ -370,7 +370,8 @@ def open_storage(optuna: Any, args: argparse.Namespace, digest: str) -> Any:
         for name, value in json.loads(stored).items():
             if value != about[name]:
                 raise CommandError(
-                    f"--storage {args.storage} was begun with --{name} {value}, not {about[name]}; use that, or a new file"
+                    f"--storage {args.storage} was begun with --{name} {value}, not {about[name]}; "
+                    "use that, or a new file"
                 )
     return storage
 
