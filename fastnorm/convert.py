@@ -328,18 +328,15 @@ def to_paddle(state: BatchNormState, *, prefix: str = "") -> tuple[dict[str, Arr
     """A state dictionary, and the arguments of `paddle.nn.BatchNorm2D` (1D and 3D name the same layouts NCL, NLC, NCDHW, NDHWC)."""
     if state.axis not in (1, -1):
         raise ValueError(f"to_paddle: channels are on axis 1 or -1, got {state.axis}")
-    arrays = {
-        "weight": _gamma(state),
-        "bias": _beta(state),
-        "_mean": state.running_mean.copy(),
-        "_variance": state.running_var.copy(),
-    }
+    named = {"weight": state.weight, "bias": state.bias, "_mean": state.running_mean, "_variance": state.running_var}
+    arrays = {name: array.copy() for name, array in named.items() if array is not None}
     settings = {
         "num_features": state.num_features,
         "momentum": _decay("to_paddle", state),
         "epsilon": state.eps,
         "data_format": "NCHW" if state.axis == 1 else "NHWC",
     }
+    settings |= {f"{name}_attr": False for name in ("weight", "bias") if name not in arrays}
     return {prefix + name: array for name, array in arrays.items()}, settings
 
 

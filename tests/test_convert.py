@@ -227,6 +227,7 @@ def test_the_real_torch() -> None:
     check_inference(state(eps=2e-3), x[0], made(torch.from_numpy(x[0])).detach().numpy())
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_the_real_keras() -> None:
     keras = pytest.importorskip("keras")
     x = batches((6, 4, 3, 5))
@@ -244,6 +245,28 @@ def test_the_real_keras() -> None:
     made.build(x[0].shape)
     made.set_weights(arrays)
     check_inference(state(bias=False, axis=-1), x[0], np.asarray(made(x[0], training=False)))
+
+
+@pytest.mark.filterwarnings("ignore:When training, we now always track")
+@pytest.mark.parametrize(("weight", "bias"), [(True, True), (False, False)])
+def test_the_real_paddle(weight: bool, bias: bool) -> None:
+    paddle = pytest.importorskip("paddle")
+    x = batches((6, 5, 4, 3))
+    theirs = paddle.nn.BatchNorm2D(5)
+    for batch in x:
+        theirs(paddle.to_tensor(batch))
+    converted = convert.from_paddle({name: value.numpy() for name, value in theirs.state_dict().items()})
+    mean, var = averages(x, (0, 2, 3), 0.9, 0)
+    np.testing.assert_allclose(converted.running_mean, mean, 1e-5)
+    np.testing.assert_allclose(converted.running_var, var, 1e-5)
+    theirs.eval()
+    check_inference(converted, x[0], theirs(paddle.to_tensor(x[0])).numpy())
+    ours = state(weight, bias, eps=2e-3)
+    arrays, settings = convert.to_paddle(ours)
+    made = paddle.nn.BatchNorm2D(**settings)
+    assert made.set_state_dict(arrays) == ([], [])
+    made.eval()
+    check_inference(ours, x[0], made(paddle.to_tensor(x[0])).numpy())
 
 
 def run_onnx(arrays: list[np.ndarray], settings: dict[str, Any], x: np.ndarray, training: int = 0) -> list[np.ndarray]:
