@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.c cimport fn_grad, fn_merge, fn_moments, fn_norm, fn_spans
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
-    Job, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, statistic_size,
+    Job, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count,
 )
 
 cdef enum:
@@ -266,3 +266,31 @@ cdef int spans_backward(const Job *job) noexcept nogil:
         job.dbeta[u % job.c] += sums[2 * u]
     free(sums)
     return 0
+
+
+# ---- the parts of the backward alone, for norms that mix statistics ----
+
+cdef void sum_unit(const Job *job, const Extent *e, Py_ssize_t unit, double *sums) noexcept nogil:
+    sum_channel(job, e, unit, NULL, sums)
+
+
+cdef void combine_unit(const Job *job, const Extent *e, Py_ssize_t unit, const fn_grad *g) noexcept nogil:
+    cdef Py_ssize_t o = (unit // e.channels * e.step + unit % e.channels * job.post) * job.ops.itemsize
+    cdef fn_norm p = norm_of(job, unit // e.channels, unit % job.c)
+    job.ops.grad_apply(job.dy + o, job.x + o, NULL, job.y + o, NULL, e.channel, &p, g + unit, job.flags, e.step)
+
+
+cdef void spans_sums(const Job *job, double *sums) noexcept nogil:
+    cdef Extent e = extent_of(job)
+    cdef int threads = threads_for(element_count(job))
+    cdef Py_ssize_t unit
+    for unit in prange(statistic_count(job) * e.channels, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        sum_unit(job, &e, unit, sums)
+
+
+cdef void spans_combine(const Job *job, const fn_grad *g) noexcept nogil:
+    cdef Extent e = extent_of(job)
+    cdef int threads = threads_for(element_count(job))
+    cdef Py_ssize_t unit
+    for unit in prange(statistic_count(job) * e.channels, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        combine_unit(job, &e, unit, g)

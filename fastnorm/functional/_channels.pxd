@@ -20,3 +20,9 @@ cdef ChannelContext prepare(str op, object x, object axis, object groups, object
                             object activation, object residual)
 cdef object run(ChannelContext ctx, object out, bint keep)
 cdef object give_back(ChannelContext ctx, object dy, object out)
+cdef double check_running(ChannelContext ctx, object running_mean, object running_var, object momentum,
+                          bint updated) except? -1
+cdef int use_running(ChannelContext ctx, object running_mean, object running_var) except -1
+cdef int update_running(object running, double momentum, const double *batch, Py_ssize_t samples, Py_ssize_t c,
+                        double factor) except -1
+cdef int check_out(object out, object weight, object bias, object running_mean, object running_var) except -1

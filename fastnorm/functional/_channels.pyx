@@ -5,6 +5,7 @@ Parameters and statistics are a few doubles per channel and live in one block of
 """
 cimport numpy as cnp
 import numpy as np
+from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport FN_F64, FN_RELU, FN_STREAM
@@ -12,7 +13,8 @@ from fastnorm._kernels.core cimport ops_for, streams
 from fastnorm._kernels.job cimport element_count, statistic_count
 from fastnorm._kernels.norm cimport norm_backward, norm_forward
 from fastnorm.functional._check cimport (
-    Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fresh, layout_of, like, output, parameter, vector,
+    Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fraction_of, fresh, layout_of, like, output,
+    parameter, vector,
 )
 from fastnorm._types import NormGrads, ResidualNormGrads
 
@@ -66,7 +68,8 @@ cdef class ChannelContext:
 
 cdef ChannelContext prepare(str op, object x, object axis, object groups, object weight, object bias, object eps,
                             object activation, object residual):
-    """Checked arguments as a context whose job lacks only y. groups None: batch norm; 0: one channel per group."""
+    """Checked arguments as a context whose job lacks only y. groups None: a statistic per channel, over all samples; only
+    group norm looks at its value, the others take one channel per group."""
     cdef ChannelContext ctx = ChannelContext.__new__(ChannelContext)
     cdef Layout l
     cdef int ndim, code, ax, apart_samples = groups is not None
@@ -86,12 +89,14 @@ cdef ChannelContext prepare(str op, object x, object axis, object groups, object
     ctx._x = dense(x, apart_samples)
     l = layout_of(ctx._x, ax, apart_samples)
     if apart_samples:
-        if isinstance(groups, bool) or not hasattr(groups, "__index__"):
-            raise TypeError(f"num_groups: expected an integer, got {type(groups).__name__}")
-        g = l.c if groups == 0 and op == "instance_norm" else groups.__index__()
-        if g < 1 or (l.c % g if g else 1):
-            if not (l.c == 0 and op == "instance_norm"):
+        if op == "group_norm":
+            if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+                raise TypeError(f"num_groups: expected an integer, got {type(groups).__name__}")
+            if not 1 <= groups.__index__() <= max(l.c, 1) or l.c % groups.__index__():
                 raise ValueError(f"num_groups: expected a divisor of the {l.c} channels, got {groups}")
+            g = groups.__index__()
+        else:
+            g = l.c
     if weight is not None:
         parameter(weight, "weight", l.c, ctx.dtype)
     if bias is not None:
@@ -184,3 +189,70 @@ cdef object give_back(ChannelContext ctx, object dy, object out):
     if dresidual is None:
         return NormGrads(dx, dweight, dbias)
     return ResidualNormGrads(dx, dweight, dbias, dresidual)
+
+
+# ---- running statistics ----
+
+cdef double check_running(ChannelContext ctx, object running_mean, object running_var, object momentum,
+                          bint updated) except? -1:
+    """The momentum; updated: the statistics are about to be written, else they are about to be used."""
+    if momentum is None:
+        raise ValueError("momentum: expected a number from 0 to 1, got None; a cumulative average needs a counter, which "
+                         "the layers of fastnorm.nn keep: pass 1/num_batches_tracked")
+    cdef double step = fraction_of(momentum, "momentum")
+    if (running_mean is None) != (running_var is None):
+        missing, present = ("running_mean", "running_var") if running_mean is None else ("running_var", "running_mean")
+        raise ValueError(f"{missing}: expected an array beside {present}, got None")
+    if running_mean is None:
+        if not updated:
+            raise ValueError("running_mean: expected an array, because the batch's own statistics are not used, got None")
+        return step
+    for name, a in (("running_mean", running_mean), ("running_var", running_var)):
+        parameter(a, name, ctx.job.c, ctx.dtype)
+        if updated and not cnp.PyArray_ISWRITEABLE(a):
+            raise ValueError(f"{name}: expected a writable array, because it is updated, got a read-only one")
+    if updated and np.may_share_memory(running_mean, running_var):
+        raise ValueError("running_var: expected an array of its own, got one that overlaps running_mean")
+    return step
+
+
+cdef int use_running(ChannelContext ctx, object running_mean, object running_var) except -1:
+    """Given statistics are constants: y = (x - running_mean)·gamma/sqrt(running_var + eps) + beta."""
+    cdef Py_ssize_t i
+    ctx.job.given = 1
+    fetch(running_mean, dtype_of(running_mean, "running_mean"), ctx.job.mean)
+    fetch(running_var, dtype_of(running_var, "running_var"), ctx.job.var)
+    for i in range(ctx.job.c):
+        ctx.job.mean_lo[i] = 0
+        ctx.job.rstd[i] = 1 / sqrt(ctx.job.var[i] + ctx.job.eps)
+    return 0
+
+
+cdef int update_running(object running, double momentum, const double *batch, Py_ssize_t samples, Py_ssize_t c,
+                        double factor) except -1:
+    """running ← (1 - momentum)·running + momentum·factor·(mean over the samples of batch[sample, channel])."""
+    cdef Py_ssize_t i, k
+    cdef int code = dtype_of(running, "running")
+    cdef double total
+    cdef double *new = <double *> malloc((c + 1) * sizeof(double))
+    if new == NULL:
+        raise MemoryError("no memory to update the running statistics")
+    fetch(running, code, new)
+    for k in range(c):
+        total = 0
+        for i in range(samples):
+            total += batch[i * c + k]
+        new[k] = (1 - momentum) * new[k] + momentum * (factor * (total / samples))
+    ops_for(code).put(new, c, cnp.PyArray_DATA(running), cnp.PyArray_STRIDE(running, 0))
+    free(new)
+    return 0
+
+
+cdef int check_out(object out, object weight, object bias, object running_mean, object running_var) except -1:
+    """Refuse an `out` that overlaps a parameter or a statistic."""
+    if out is None:
+        return 0
+    dtype_of(out, "out")
+    for name, a in (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var)):
+        apart(out, a, name, False)
+    return 0

@@ -10,6 +10,7 @@ cdef int axis_of(object axis, int ndim, str name) except -1
 cdef double eps_of(object eps) except? -1
 cdef double fraction_of(object value, str name) except? -1
 cdef int activation_of(object activation) except -1
+cdef int parameter_dtype(object p, str name, int dtype) except -1
 cdef int parameter(object p, str name, Py_ssize_t size, int dtype) except -1
 cdef cnp.ndarray dense(cnp.ndarray a, int first_axis_leads)
 cdef Layout layout_of(cnp.ndarray a, int axis, int samples_apart) noexcept

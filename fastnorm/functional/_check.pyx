@@ -103,12 +103,18 @@ cdef int activation_of(object activation) except -1:
     raise TypeError(f"activation: expected None or 'relu', got {type(activation).__name__}")
 
 
-cdef int parameter(object p, str name, Py_ssize_t size, int dtype) except -1:
-    """The storage type of a vector of `size` parameters that go with data of storage type `dtype`."""
+cdef int parameter_dtype(object p, str name, int dtype) except -1:
+    """The storage type of parameters that go with data of storage type `dtype`: the same, or float32 with half types."""
     cdef int code = dtype_of(p, name)
     if code != dtype and not (code == FN_F32 and dtype != FN_F64):
         expected = _NAMES[dtype] if dtype in (FN_F32, FN_F64) else f"float32 or {_NAMES[dtype]}"
         raise TypeError(f"{name}: expected dtype {expected} with x of {_NAMES[dtype]}, got {p.dtype}")
+    return code
+
+
+cdef int parameter(object p, str name, Py_ssize_t size, int dtype) except -1:
+    """The storage type of a vector of `size` parameters."""
+    cdef int code = parameter_dtype(p, name, dtype)
     if cnp.PyArray_NDIM(p) != 1 or cnp.PyArray_DIM(p, 0) != size:
         raise ValueError(f"{name}: expected shape ({size},), got {p.shape}")
     return code

@@ -1,80 +1,37 @@
 """Batch normalization (Ioffe and Szegedy 2015, arXiv:1502.03167) and the moments that it rests on."""
 cimport numpy as cnp
 import numpy as np
-from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport FN_RELU, fn_moments
+from fastnorm._kernels.c cimport fn_moments
 from fastnorm._kernels.core cimport ops_for
 from fastnorm._kernels.job cimport Job, element_count, statistic_size
 from fastnorm._kernels.norm cimport norm_moments
-from fastnorm.functional._channels cimport ChannelContext, give_back, prepare, run
-from fastnorm.functional._check cimport (
-    apart, axis_of, dense, dtype_of, fetch, fraction_of, parameter, vector,
+from fastnorm.functional._channels cimport (
+    ChannelContext, check_out, check_running, give_back, prepare, run, update_running, use_running,
 )
+from fastnorm.functional._check cimport axis_of, dtype_of, vector
 
 cnp.import_array()
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_forward", "moments"]
 
 
-cdef int check_running(object p, str name, Py_ssize_t c, int dtype, bint written) except -1:
-    cdef int code = parameter(p, name, c, dtype)
-    if written and not cnp.PyArray_ISWRITEABLE(p):
-        raise ValueError(f"{name}: expected a writable array, because training updates it, got a read-only one")
-    return code
-
-
 cdef tuple forward(object x, object running_mean, object running_var, object weight, object bias, bint training,
                    object momentum, object eps, object axis, object activation, object residual, object out, bint keep):
     cdef double step
     cdef ChannelContext ctx = prepare("batch_norm", x, axis, None, weight, bias, eps, activation, residual)
-    cdef Py_ssize_t c = ctx.job.c, i
-    cdef int mean_code = 0, var_code = 0
     cdef double size = statistic_size(&ctx.job)
-    cdef double *old
-    if momentum is None:
-        raise ValueError("momentum: expected a number from 0 to 1, got None; a cumulative average needs a counter, which "
-                         "fastnorm.nn.BatchNorm1d/2d/3d keep: pass 1/num_batches_tracked")
-    step = fraction_of(momentum, "momentum")
-    if running_mean is None and running_var is not None:
-        raise ValueError("running_mean: expected an array beside running_var, got None")
-    if running_var is None and running_mean is not None:
-        raise ValueError("running_var: expected an array beside running_mean, got None")
-    if running_mean is not None:
-        mean_code = check_running(running_mean, "running_mean", c, ctx.dtype, training)
-        var_code = check_running(running_var, "running_var", c, ctx.dtype, training)
-        if training and running_mean is running_var:
-            raise ValueError("running_var: expected an array of its own, got running_mean itself")
-    elif not training:
-        raise ValueError("running_mean: expected an array when training is False, got None")
-    if training and size == 1 and c > 0:
+    step = check_running(ctx, running_mean, running_var, momentum, training)
+    if training and size == 1 and ctx.job.c > 0:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {x.shape}")
-    if out is not None:
-        dtype_of(out, "out")
-        for name, a in (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var)):
-            apart(out, a, name, False)
+    check_out(out, weight, bias, running_mean, running_var)
     if not training:
-        # Given statistics are constants: y = (x - running_mean)·gamma/sqrt(running_var + eps) + beta.
-        ctx.job.given = 1
-        fetch(running_mean, mean_code, ctx.job.mean)
-        fetch(running_var, var_code, ctx.job.var)
-        for i in range(c):
-            ctx.job.mean_lo[i] = 0
-            ctx.job.rstd[i] = 1 / sqrt(ctx.job.var[i] + ctx.job.eps)
+        use_running(ctx, running_mean, running_var)
     y = run(ctx, out, keep)
     if training and running_mean is not None and element_count(&ctx.job) > 0:
-        old = <double *> malloc(2 * c * sizeof(double))
-        if old == NULL:
-            raise MemoryError("batch_norm: no memory to update the running statistics")
-        fetch(running_mean, mean_code, old)
-        fetch(running_var, var_code, old + c)
-        for i in range(c):
-            old[i] = (1 - step) * old[i] + step * ctx.job.mean[i]
-            old[c + i] = (1 - step) * old[c + i] + step * (ctx.job.var[i] * (size / (size - 1)))
-        ops_for(mean_code).put(old, c, cnp.PyArray_DATA(running_mean), cnp.PyArray_STRIDE(running_mean, 0))
-        ops_for(var_code).put(old + c, c, cnp.PyArray_DATA(running_var), cnp.PyArray_STRIDE(running_var, 0))
-        free(old)
+        update_running(running_mean, step, ctx.job.mean, 1, ctx.job.c, 1)
+        update_running(running_var, step, ctx.job.var, 1, ctx.job.c, size / (size - 1))
     return y, ctx
 
 

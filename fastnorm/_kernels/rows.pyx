@@ -1,0 +1,256 @@
+"""Layer norm and RMS norm: rows that each have their own statistic and share per-column parameters.
+
+Design. Threads take blocks of rows; inside a block the C primitive works on several short rows at a time. A row longer than
+SLOT is reduced slot by slot, merged in order, so that a few long rows can use all threads and give the same bits on one.
+
+Forward:   y = (x - mean)·rstd·gamma + beta; RMS: y = x·gamma/sqrt(Σx²/n + eps)
+Backward:  with g = dy·gamma, dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n); dgamma = Σ_rows dy·xhat, dbeta = Σ_rows dy. The sums
+           over rows are cut into PARTS blocks of rows by shape alone, each with its own sums, added in order.
+"""
+from cython.parallel cimport prange
+from libc.math cimport sqrt
+from libc.stdlib cimport free, malloc
+
+from fastnorm._kernels.c cimport fn_merge, fn_moments, fn_norm, fn_wide
+from fastnorm._kernels.core cimport threads_for
+
+cdef enum:
+    SLOT = 65536  # elements of a row behind one partial result
+    CHUNK = 64  # most rows in a piece of work, whose statistics are held at a time
+    CHUNK_ELEMENTS = 16384  # about the elements in a piece of work
+    PARTS = 16  # blocks of rows with parameter gradients of their own: enough threads' worth, and little memory
+    GROUP = 8  # rows differentiated together
+
+
+cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
+    return p + bytes if p != NULL else NULL
+
+
+cdef inline fn_norm norm_of(const Rows *job, Py_ssize_t r) noexcept nogil:
+    cdef fn_norm p
+    p.mean, p.mean_lo, p.scale, p.shift = job.mean[r], job.mean_lo[r], job.rstd[r], 0
+    p.wide = fn_wide(p.mean, 0, p.scale)  # rstd bounds the variance
+    return p
+
+
+cdef inline void keep(const Rows *job, Py_ssize_t r, const fn_norm *p) noexcept nogil:
+    if job.rstd != NULL:
+        job.mean[r], job.mean_lo[r], job.rstd[r] = p.mean, p.mean_lo, p.scale
+
+
+# ---- rows of at most SLOT elements ----
+
+cdef inline Py_ssize_t rows_per_chunk(const Rows *job) noexcept nogil:
+    cdef Py_ssize_t n = CHUNK_ELEMENTS // job.len
+    return CHUNK if n > CHUNK else 1 if n < 1 else n
+
+
+cdef void forward_chunk(const Rows *job, Py_ssize_t chunk) noexcept nogil:
+    cdef Py_ssize_t size = rows_per_chunk(job), first = chunk * size, rows = least(size, job.rows - first), r
+    cdef Py_ssize_t o = first * job.len * job.ops.itemsize
+    cdef fn_norm stat[CHUNK]
+    job.ops.rows_forward(job.x + o, at(job.residual, o), <char *> at(job.sum, o), job.y + o, rows, job.len, job.gamma,
+                         job.beta, job.eps, job.centred, stat, job.flags)
+    for r in range(rows):
+        keep(job, first + r, stat + r)
+
+
+# Rows [first, last), adding to dgamma and dbeta.
+cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, double *dgamma, double *dbeta) noexcept nogil:
+    cdef fn_norm stat[GROUP]
+    cdef double sums[2 * GROUP]
+    cdef Py_ssize_t r = first, k, rows, o
+    while r < last:
+        rows = least(GROUP, last - r)
+        for k in range(rows):
+            o = (r + k) * job.len * job.ops.itemsize
+            stat[k] = norm_of(job, r + k)
+            job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, job.centred, sums + 2 * k)
+        o = r * job.len * job.ops.itemsize
+        job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, sums,
+                          job.centred, job.flags, dgamma, dbeta)
+        r += rows
+
+
+cdef inline Py_ssize_t rows_per_part(const Rows *job) noexcept nogil:
+    cdef Py_ssize_t n = ceil_div(ceil_div(job.rows, PARTS), GROUP) * GROUP
+    return n if n > 2 * GROUP else 2 * GROUP
+
+
+cdef void backward_part(const Rows *job, Py_ssize_t part, double *sums) noexcept nogil:
+    cdef Py_ssize_t size = rows_per_part(job)
+    backward_rows(job, part * size, least((part + 1) * size, job.rows), sums if job.dgamma != NULL else NULL,
+                  sums + job.len if job.dbeta != NULL else NULL)
+
+
+# ---- longer rows: by slots ----
+
+cdef inline Py_ssize_t slots_of(const Rows *job) noexcept nogil:
+    return ceil_div(job.len, SLOT)
+
+
+cdef inline Py_ssize_t slot_size(const Rows *job, Py_ssize_t slot) noexcept nogil:
+    return least(SLOT, job.len - slot * SLOT)
+
+
+cdef void reduce_slot(const Rows *job, Py_ssize_t u, fn_moments *m) noexcept nogil:
+    cdef Py_ssize_t slots = slots_of(job), slot = u % slots
+    cdef Py_ssize_t o = (u // slots * job.len + slot * SLOT) * job.ops.itemsize, n = slot_size(job, slot)
+    cdef const char *source = job.x + o
+    if job.residual != NULL:
+        job.ops.add(job.x + o, job.residual + o, job.sum + o, n)
+        source = job.sum + o
+    job.ops.row_moments(source, n, job.centred, m)
+
+
+cdef fn_norm finish_row(const Rows *job, fn_moments *parts) noexcept nogil:
+    cdef Py_ssize_t slot
+    cdef fn_norm p
+    for slot in range(1, slots_of(job)):
+        fn_merge(parts, parts + slot)
+    p.mean, p.mean_lo, p.shift = parts.mean, parts.mean_lo, 0
+    p.scale = 1 / sqrt(parts.m2 / parts.n + job.eps)
+    p.wide = fn_wide(p.mean, parts.m2, p.scale)
+    return p
+
+
+cdef void normalize_slot(const Rows *job, Py_ssize_t u, const fn_norm *p) noexcept nogil:
+    cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
+    cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
+    job.ops.row_apply((job.sum if job.residual != NULL else job.x) + o, job.y + o, slot_size(job, slot),
+                      at(job.gamma, column * job.gamma_size), at(job.beta, column * job.gamma_size), p, job.centred,
+                      job.flags, 0)
+
+
+cdef void forward_long_row(const Rows *job, Py_ssize_t r, fn_moments *parts) noexcept nogil:
+    cdef Py_ssize_t slots = slots_of(job), slot
+    cdef fn_norm p
+    for slot in range(slots):
+        reduce_slot(job, r * slots + slot, parts + slot)
+    p = finish_row(job, parts)
+    keep(job, r, &p)
+    for slot in range(slots):
+        normalize_slot(job, r * slots + slot, &p)
+
+
+cdef int long_forward(const Rows *job, int threads) noexcept nogil:
+    cdef Py_ssize_t slots = slots_of(job), u, r
+    cdef fn_moments *parts = <fn_moments *> malloc(job.rows * slots * sizeof(fn_moments))
+    cdef fn_norm *stat = <fn_norm *> malloc(job.rows * sizeof(fn_norm))
+    cdef bint ok = parts != NULL and stat != NULL
+    if ok and (threads == 1 or job.rows >= 4 * threads):
+        for r in prange(job.rows, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            forward_long_row(job, r, parts + r * slots)
+    elif ok:
+        for u in prange(job.rows * slots, schedule="static", num_threads=threads):
+            reduce_slot(job, u, parts + u)
+        for r in range(job.rows):
+            stat[r] = finish_row(job, parts + r * slots)
+            keep(job, r, stat + r)
+        for u in prange(job.rows * slots, schedule="static", num_threads=threads):
+            normalize_slot(job, u, stat + u // slots)
+    free(parts)
+    free(stat)
+    return 0 if ok else -1
+
+
+cdef void sum_slot(const Rows *job, Py_ssize_t u, double *sums) noexcept nogil:
+    cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
+    cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
+    cdef fn_norm p = norm_of(job, u // slots)
+    job.ops.row_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.gamma_size), slot_size(job, slot), &p,
+                          job.centred, sums)
+
+
+# One slot of columns through all rows.
+cdef void differentiate_slot(const Rows *job, Py_ssize_t slot, const fn_norm *stat, const double *sums) noexcept nogil:
+    cdef Py_ssize_t column = slot * SLOT, o = column * job.ops.itemsize
+    job.ops.rows_grad(job.dy + o, job.x + o, at(job.gamma, column * job.gamma_size), job.y + o, job.rows,
+                      slot_size(job, slot), job.len, <double> job.len, stat, sums, job.centred, job.flags,
+                      job.dgamma + column if job.dgamma != NULL else NULL,
+                      job.dbeta + column if job.dbeta != NULL else NULL)
+
+
+cdef int long_backward(const Rows *job, int threads) noexcept nogil:
+    cdef Py_ssize_t slots = slots_of(job), u, r
+    cdef double *parts = <double *> malloc(2 * job.rows * slots * sizeof(double))
+    cdef double *sums = <double *> malloc(2 * job.rows * sizeof(double))
+    cdef fn_norm *stat = <fn_norm *> malloc(job.rows * sizeof(fn_norm))
+    cdef bint ok = parts != NULL and sums != NULL and stat != NULL
+    if ok:
+        for u in prange(job.rows * slots, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            sum_slot(job, u, parts + 2 * u)
+        for r in range(job.rows):
+            stat[r] = norm_of(job, r)
+            sums[2 * r] = sums[2 * r + 1] = 0
+            for u in range(r * slots, (r + 1) * slots):
+                sums[2 * r] += parts[2 * u]
+                sums[2 * r + 1] += parts[2 * u + 1]
+        for u in prange(slots, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            differentiate_slot(job, u, stat, sums)
+    free(parts)
+    free(sums)
+    free(stat)
+    return 0 if ok else -1
+
+
+# ---- the two calls ----
+
+cdef int rows_forward(const Rows *job) noexcept nogil:
+    cdef int threads = threads_for(job.rows * job.len)
+    cdef Py_ssize_t chunk
+    if job.len > SLOT:
+        return long_forward(job, threads)
+    for chunk in prange(ceil_div(job.rows, rows_per_chunk(job)), schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        forward_chunk(job, chunk)
+    return 0
+
+
+# dgamma and dbeta start at 0.
+cdef int rows_backward(const Rows *job) noexcept nogil:
+    cdef int threads = threads_for(job.rows * job.len)
+    cdef Py_ssize_t parts, part, j
+    cdef double *sums
+    if job.len > SLOT:
+        return long_backward(job, threads)
+    parts = ceil_div(job.rows, rows_per_part(job))
+    sums = <double *> malloc(2 * parts * job.len * sizeof(double))
+    if sums == NULL:
+        return -1
+    for j in range(2 * parts * job.len):
+        sums[j] = 0
+    for part in prange(parts, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        backward_part(job, part, sums + 2 * part * job.len)
+    for part in range(parts):
+        for j in range(job.len):
+            if job.dgamma != NULL:
+                job.dgamma[j] += sums[2 * part * job.len + j]
+            if job.dbeta != NULL:
+                job.dbeta[j] += sums[(2 * part + 1) * job.len + j]
+    free(sums)
+    return 0
+
+
+# ‖row‖² of every row, as weight norm needs it.
+cdef int rows_norms(const Rows *job, double *norm) noexcept nogil:
+    cdef int threads = threads_for(job.rows * job.len)
+    cdef Py_ssize_t slots = slots_of(job), u, r
+    cdef fn_moments *parts = <fn_moments *> malloc(job.rows * slots * sizeof(fn_moments))
+    if parts == NULL:
+        return -1
+    for u in prange(job.rows * slots, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        reduce_slot(job, u, parts + u)
+    for r in range(job.rows):
+        norm[r] = 0
+        for u in range(r * slots, (r + 1) * slots):
+            norm[r] += parts[u].m2
+    free(parts)
+    return 0

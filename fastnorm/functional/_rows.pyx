@@ -1,0 +1,172 @@
+"""What layer norm and RMS norm share: arguments into a Rows job, one call of the kernel, results out."""
+cimport numpy as cnp
+import numpy as np
+from libc.stdlib cimport calloc, free, malloc
+
+from fastnorm._kernels.c cimport FN_F64, FN_STREAM
+from fastnorm._kernels.core cimport ops_for, streams
+from fastnorm._kernels.rows cimport rows_backward, rows_forward
+from fastnorm.functional._check cimport apart, dtype_of, eps_of, fresh, like, output, parameter_dtype, vector
+from fastnorm._types import NormGrads, ResidualNormGrads
+
+cnp.import_array()
+
+
+cdef class RowsContext:
+    """What a backward needs. `mean`, `rstd`: float64 arrays, one number per row; `sum`: x + residual, if there was one."""
+
+    def __dealloc__(self):
+        free(self.memory)
+
+    def __repr__(self):
+        return f"<fastnorm {self.op} context, x of shape {self.x.shape}>"
+
+    cdef object statistic(self, const double *values):
+        cdef Py_ssize_t i
+        a = np.empty(self.job.rows)
+        cdef double[::1] view = a
+        for i in range(self.job.rows):
+            view[i] = values[i]
+        return a.reshape(self.lead)
+
+    @property
+    def mean(self):
+        """The mean that was subtracted from each row (0 for RMS norm)."""
+        return self.statistic(self.job.mean)
+
+    @property
+    def rstd(self):
+        """1/sqrt(var + eps), or 1/sqrt(Σx²/n + eps) for RMS norm."""
+        return self.statistic(self.job.rstd)
+
+
+cdef cnp.ndarray row_parameter(object p, str name, tuple shape, int dtype):
+    """A parameter as a contiguous vector of the arithmetic type: itself where it is one."""
+    parameter_dtype(p, name, dtype)
+    if p.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, as normalized_shape, got {p.shape}")
+    return np.require(p, np.float64 if dtype == FN_F64 else np.float32, ["C", "A"])
+
+
+cdef tuple shape_of(object normalized_shape, tuple shape):
+    """normalized_shape as a tuple, which x's last axes must equal."""
+    cdef tuple n
+    if isinstance(normalized_shape, (str, bytes)) or isinstance(normalized_shape, bool):
+        raise TypeError(f"normalized_shape: expected an integer or a sequence of them, got {normalized_shape!r}")
+    if hasattr(normalized_shape, "__index__"):
+        n = (normalized_shape.__index__(),)
+    else:
+        try:
+            n = tuple([k.__index__() for k in normalized_shape])
+        except (AttributeError, TypeError):
+            raise TypeError("normalized_shape: expected an integer or a sequence of them, "
+                            f"got {normalized_shape!r}") from None
+    if len(n) == 0 or len(n) > len(shape) or shape[len(shape) - len(n):] != n:
+        raise ValueError(f"normalized_shape: expected the last axes of x, whose shape is {shape}, got {n}")
+    return n
+
+
+cdef tuple forward(str op, object x, object normalized_shape, object weight, object bias, object eps, object residual,
+                   object out, bint keep):
+    cdef RowsContext ctx = RowsContext.__new__(RowsContext)
+    cdef Rows *job = &ctx.job
+    cdef int failed = 0, centred = op == "layer_norm"
+    cdef cnp.ndarray work, r
+    cdef cnp.ndarray total = None
+    cdef tuple shape
+    cdef Py_ssize_t size, len_, k
+    ctx.op, ctx.x, ctx.weight = op, x, weight
+    ctx.dtype = dtype_of(x, "x")
+    shape = shape_of(normalized_shape, x.shape)
+    work = x if cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_ISALIGNED(x) else cnp.PyArray_NewCopy(x, cnp.NPY_CORDER)
+    len_ = 1
+    for k in range(cnp.PyArray_NDIM(x) - len(shape), cnp.PyArray_NDIM(x)):
+        len_ *= cnp.PyArray_DIM(x, k)
+    size = cnp.PyArray_SIZE(x)
+    job.eps = eps_of(eps)
+    job.ops = ops_for(ctx.dtype)
+    job.centred = centred
+    job.len = len_
+    job.rows = size // len_ if len_ > 0 else 0
+    job.gamma_size = 8 if ctx.dtype == FN_F64 else 4
+    ctx.lead = x.shape[:cnp.PyArray_NDIM(x) - len(shape)] if size > 0 else (0,)
+    if weight is not None:
+        ctx._gamma = row_parameter(weight, "weight", shape, ctx.dtype)
+        job.gamma = <const char *> cnp.PyArray_DATA(ctx._gamma)
+    if bias is not None:
+        ctx._beta = row_parameter(bias, "bias", shape, ctx.dtype)
+        job.beta = <const char *> cnp.PyArray_DATA(ctx._beta)
+    if residual is not None:
+        r = like(residual, "residual", work, ctx.dtype)
+        ctx.has_residual = True
+    if out is not None:
+        dtype_of(out, "out")
+        # With a residual the context keeps the sum, and x is free to go.
+        apart(out, x, "x", not keep or residual is not None)
+        apart(out, residual, "residual", True)
+        apart(out, weight, "weight", False)
+        apart(out, bias, "bias", False)
+    y = output(out, x, work, ctx.dtype)
+    if residual is not None:
+        # The sum needs memory of its own only if someone will look at it.
+        total = fresh(work) if keep else y
+        job.residual = <const char *> cnp.PyArray_DATA(r)
+        job.sum = <char *> cnp.PyArray_DATA(total)
+    if keep:
+        ctx.memory = <double *> malloc((3 * job.rows + 1) * sizeof(double))
+        if ctx.memory == NULL:
+            raise MemoryError(f"{op}: no memory for the statistics")
+        job.mean, job.mean_lo, job.rstd = ctx.memory, ctx.memory + job.rows, ctx.memory + 2 * job.rows
+        ctx._x = work if residual is None else total
+        ctx.sum = total
+    job.x = <const char *> cnp.PyArray_DATA(work)
+    job.y = <char *> cnp.PyArray_DATA(y)
+    job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(y)) and (residual is None or keep) else 0
+    if size > 0:
+        with nogil:
+            failed = rows_forward(job)
+        if failed:
+            raise MemoryError(f"{op}: no memory for partial results")
+    if out is not None and out is not y:
+        np.copyto(out, y)
+        y = out
+    return y, ctx
+
+
+cdef object backward(RowsContext ctx, object dy, object out):
+    cdef Rows job = ctx.job
+    cdef int failed = 0
+    cdef cnp.ndarray g = like(dy, "dy", ctx._x, ctx.dtype)
+    if out is not None:
+        dtype_of(out, "out")
+        apart(out, ctx._x, "x" if ctx.sum is None else "ctx.sum", False)
+        apart(out, ctx.weight, "weight", False)
+        apart(out, dy, "dy", True)
+    dx = output(out, ctx.x, ctx._x, ctx.dtype)
+    cdef double *sums = <double *> calloc(2 * job.len + 1, sizeof(double))
+    if sums == NULL:
+        raise MemoryError(f"{ctx.op}: no memory for the gradients")
+    try:
+        if ctx._gamma is not None:
+            job.dgamma = sums
+        if ctx._beta is not None:
+            job.dbeta = sums + job.len
+        job.x = <const char *> cnp.PyArray_DATA(ctx._x)
+        job.dy = <const char *> cnp.PyArray_DATA(g)
+        job.y = <char *> cnp.PyArray_DATA(dx)
+        job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(dx)) else 0
+        if job.rows > 0:
+            with nogil:
+                failed = rows_backward(&job)
+            if failed:
+                raise MemoryError(f"{ctx.op}: no memory for partial results")
+        dweight = vector(sums, job.len, ctx.dtype).reshape((<object> ctx._gamma).shape) if ctx._gamma is not None else None
+        dbias = vector(sums + job.len, job.len, ctx.dtype).reshape((<object> ctx._beta).shape) if ctx._beta is not None else None
+    finally:
+        free(sums)
+    if out is not None and out is not dx:
+        np.copyto(out, dx)
+        dx = out
+    if ctx.has_residual:
+        return ResidualNormGrads(dx, dweight, dbias, dx)
+    return NormGrads(dx, dweight, dbias)
