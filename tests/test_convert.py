@@ -80,7 +80,7 @@ def test_layers_go_there_and_back() -> None:
     layer = nn.BatchNorm2d(5, 1e-3, 0.2, axis=-1)
     x = rng.standard_normal((4, 3, 2, 5)).astype(np.float32)
     layer(x)
-    layer.weight.data[...] = rng.standard_normal(5)  # type: ignore[union-attr]
+    layer.weight.data[...] = rng.standard_normal(5)
     back = convert.to_layer(convert.from_layer(layer))
     assert isinstance(back, nn.BatchNorm2d) and not back.training and back.momentum == 0.2
     assert list(back.state_dict()) == list(layer.state_dict())

@@ -53,7 +53,7 @@ def test_convolution_agrees_with_torch_in_every_geometry(layout: str) -> None:
         ty.backward(torch.from_numpy(dy))
         np.testing.assert_allclose(ours.backward(dy), tx.grad.numpy(), 1e-12, 1e-12)
         np.testing.assert_allclose(ours.weight.grad, theirs.weight.grad.numpy(), 1e-11, 1e-11)
-        np.testing.assert_allclose(ours.bias.grad, theirs.bias.grad.numpy(), 1e-11, 1e-11)  # type: ignore[union-attr]
+        np.testing.assert_allclose(ours.bias.grad, theirs.bias.grad.numpy(), 1e-11, 1e-11)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -129,7 +129,7 @@ def test_blocks_of_samples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(conv_module, "_BLOCK_BYTES", 8 * 4 * 9 * 9 * 3)
     np.testing.assert_allclose(layer(x), whole, 1e-12, 1e-12)
     np.testing.assert_allclose(layer.backward(dy), dx, 1e-12, 1e-12)
-    np.testing.assert_allclose(layer.weight.grad, dweight, 1e-12, 1e-12)  # type: ignore[arg-type]
+    np.testing.assert_allclose(layer.weight.grad, dweight, 1e-12, 1e-12)
 
 
 def test_empty_batch_and_sliced_input() -> None:
@@ -137,6 +137,6 @@ def test_empty_batch_and_sliced_input() -> None:
     layer = nn.Conv2d(3, 4, 3, padding=1)
     y = layer(np.empty((0, 3, 5, 5), np.float32))
     assert y.shape == (0, 4, 5, 5)
-    assert layer.backward(y).shape == (0, 3, 5, 5) and not layer.weight.grad.any()  # type: ignore[union-attr]
+    assert layer.backward(y).shape == (0, 3, 5, 5) and not layer.weight.grad.any()
     x = rng.standard_normal((4, 6, 10, 5)).astype(np.float32)[::2, ::2, ::-2]
     np.testing.assert_array_equal(layer(x), layer(x.copy()))

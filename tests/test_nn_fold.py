@@ -17,7 +17,7 @@ def randomise(model: nn.Module, rng: np.random.Generator, smallest_variance: flo
         parameter.data[...] = rng.standard_normal(parameter.shape)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_var is not None:
-            module.running_mean[...] = rng.standard_normal(module.num_features)  # type: ignore[index]
+            module.running_mean[...] = rng.standard_normal(module.num_features)
             module.running_var[...] = rng.uniform(smallest_variance, 3.0, module.num_features)
             module.running_var[-1] = smallest_variance
             if module.weight is not None:

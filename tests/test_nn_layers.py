@@ -253,6 +253,18 @@ def test_residual_is_added_before_the_activation_and_has_its_gradient() -> None:
     np.testing.assert_allclose(dx, plain.backward(dr), 1e-12, 1e-12)
 
 
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_residual_before_layer_and_rms_norm_gives_the_sum_too(kind: Any) -> None:
+    rng = np.random.default_rng(13)
+    x, r, dy, ds = rng.standard_normal((4, 5, 6))
+    fused, plain = kind(6, dtype=np.float64), kind(6, dtype=np.float64)
+    y, s = fused(x, residual=r)
+    np.testing.assert_array_equal(s, x + r)
+    np.testing.assert_array_equal(y, plain(x + r))
+    np.testing.assert_array_equal(fused.backward(dy, ds), plain.backward(dy) + ds)
+    np.testing.assert_array_equal(fused.weight.grad, plain.weight.grad)
+
+
 def test_fused_activation_equals_a_relu_layer() -> None:
     rng = np.random.default_rng(9)
     x, dy = rng.standard_normal((2, 4, 6, 3, 3)).astype(np.float32)
@@ -303,7 +315,7 @@ def test_sigmoid_is_finite_and_quiet_at_any_magnitude() -> None:
     ("make_layer", "error", "words"),
     [
         (lambda: nn.Linear(0, 3), ValueError, "in_features"),
-        (lambda: nn.Linear(2.5, 3), TypeError, "in_features"),  # type: ignore[arg-type]
+        (lambda: nn.Linear(2.5, 3), TypeError, "in_features"),
         (lambda: nn.Linear(2, 3, dtype=np.float16), TypeError, "float32 or float64"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), ValueError, "groups"),
         (lambda: nn.Conv2d(3, 4, (3, 3, 3)), TypeError, "kernel_size"),

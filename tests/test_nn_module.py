@@ -254,7 +254,7 @@ def test_sequential_refuses_what_cannot_work() -> None:
     with pytest.raises(ValueError, match="there already"):
         nn.Sequential(layer, layer)
     with pytest.raises(TypeError, match="expected layers"):
-        nn.Sequential(np.ones(3))  # type: ignore[arg-type]
+        nn.Sequential(np.ones(3))
     with pytest.raises(ValueError, match="cannot be the name"):
         nn.Sequential({"forward": layer})
     model = nn.Sequential(layer).append(nn.Tanh())

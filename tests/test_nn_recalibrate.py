@@ -99,7 +99,7 @@ def test_a_failure_changes_nothing() -> None:
         ([data()], "other", ValueError, "how must be"),
     ]:
         with pytest.raises(error, match=words or None):
-            nn.recalibrate(model, batches, how=how)  # type: ignore[arg-type]
+            nn.recalibrate(model, batches, how=how)
         assert all(module.training for module in model.modules())
         for key, value in model.state_dict().items():
             np.testing.assert_array_equal(value, before[key])

@@ -45,7 +45,7 @@ def test_on_and_off_leave_the_function_as_it_was() -> None:
     assert nn.weight_norm(layer) is layer
     assert [name for name, _ in layer.named_parameters()] == ["bias", "weight_g", "weight_v"]
     np.testing.assert_allclose(layer(x), before, 1e-6, 1e-6)
-    layer.weight_g.data *= 2  # type: ignore[attr-defined]
+    layer.weight_g.data *= 2
     doubled = layer(x)
     assert nn.remove_weight_norm(layer) is layer
     np.testing.assert_array_equal(layer(x), doubled)

@@ -114,4 +114,4 @@ def test_wrong_settings_are_named() -> None:
         with pytest.raises(ValueError, match=words):
             make()
     with pytest.raises(TypeError, match="expected an optimizer"):
-        optim.StepLR(3, 2)  # type: ignore[arg-type]
+        optim.StepLR(3, 2)

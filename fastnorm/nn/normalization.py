@@ -343,7 +343,8 @@ class SwitchableNorm2d(_TrackingNorm):
 class LayerNorm(_Norm):
     """y = gamma·(x − mean)/sqrt(var + eps) + beta, mean and variance per sample over the trailing `normalized_shape`.
 
-    weight, bias: of `normalized_shape`; `bias=False` leaves beta out, `elementwise_affine=False` both. Ba et al. 2016.
+    weight, bias: of `normalized_shape`; `bias=False` leaves beta out, `elementwise_affine=False` both. `y, s = layer(x,
+    residual=r)` normalises s = x + r in one pass, and backward takes the gradients of both. Ba et al. 2016.
     """
 
     def __init__(
@@ -360,15 +361,16 @@ class LayerNorm(_Norm):
         self.elementwise_affine = bool(elementwise_affine)
         self._affine(self.normalized_shape, elementwise_affine, elementwise_affine and bias, dtype)
 
-    def forward(self, x: Array) -> Array:
-        """norm(x)."""
-        y, ctx = F.layer_norm_forward(x, self.normalized_shape, *self._gamma_beta(), self.eps)
+    def forward(self, x: Array, residual: Array | None = None) -> Any:
+        """norm(x); with a residual (norm(s), s) where s = x + residual is what the next block adds to."""
+        y, ctx = F.layer_norm_forward(x, self.normalized_shape, *self._gamma_beta(), self.eps, residual=residual)
         self.save_for_backward(ctx)
-        return y
+        return y if residual is None else (y, ctx.sum)
 
-    def backward(self, dy: Array) -> Array:
-        """dx; adds to the gradients of gamma and beta."""
-        return self._accumulate(F.layer_norm_backward(dy, self.saved_for_backward()))
+    def backward(self, dy: Array, dsum: Array | None = None) -> Array:
+        """dx, which is dresidual too; `dsum` is the gradient that reaches s by the other way. Adds to those of the parameters."""
+        dx = self._accumulate(F.layer_norm_backward(dy, self.saved_for_backward()))
+        return dx if dsum is None else np.add(dx, dsum, out=dx)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -378,7 +380,7 @@ class LayerNorm(_Norm):
 class RMSNorm(_Norm):
     """y = gamma·x/sqrt(mean(x²) + eps) over the trailing `normalized_shape`; `eps=None` is the type's own epsilon.
 
-    weight: of `normalized_shape`. Zhang and Sennrich 2019.
+    weight: of `normalized_shape`. `residual` as in LayerNorm. Zhang and Sennrich 2019.
     """
 
     def __init__(
@@ -394,15 +396,16 @@ class RMSNorm(_Norm):
         self.elementwise_affine = bool(elementwise_affine)
         self._affine(self.normalized_shape, elementwise_affine, False, dtype)
 
-    def forward(self, x: Array) -> Array:
-        """norm(x)."""
-        y, ctx = F.rms_norm_forward(x, self.normalized_shape, self._gamma_beta()[0], self.eps)
+    def forward(self, x: Array, residual: Array | None = None) -> Any:
+        """norm(x); with a residual (norm(s), s) where s = x + residual is what the next block adds to."""
+        y, ctx = F.rms_norm_forward(x, self.normalized_shape, self._gamma_beta()[0], self.eps, residual=residual)
         self.save_for_backward(ctx)
-        return y
+        return y if residual is None else (y, ctx.sum)
 
-    def backward(self, dy: Array) -> Array:
-        """dx; adds to the gradient of gamma."""
-        return self._accumulate(F.rms_norm_backward(dy, self.saved_for_backward()))
+    def backward(self, dy: Array, dsum: Array | None = None) -> Array:
+        """dx, which is dresidual too; `dsum` is the gradient that reaches s by the other way. Adds to those of the parameters."""
+        dx = self._accumulate(F.rms_norm_backward(dy, self.saved_for_backward()))
+        return dx if dsum is None else np.add(dx, dsum, out=dx)
 
     def extra_repr(self) -> str:
         """The arguments."""
