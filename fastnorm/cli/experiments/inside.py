@@ -10,7 +10,7 @@ import numpy as np
 from fastnorm import nn
 from fastnorm.cli import models
 from fastnorm.cli.common import need
-from fastnorm.cli.experiments.lab import COLOURS, LABELS, Lab, Result, mean, start
+from fastnorm.cli.experiments.lab import COLOURS, LABELS, Lab, Result, he_weights, mean, start
 from fastnorm.cli.training import Settings, Training
 
 __all__ = ["distributions", "gradients", "switchable"]
@@ -20,17 +20,13 @@ def gradients(lab: Lab) -> Result:
     """Norms of the gradient through 20 layers at the start, per norm and scale of the weights"""
     plt = need("matplotlib.pyplot")
     depth, batch = 20, 128
-    # PyTorch's usual weights have variance 1/(3 n); He's, 2/n, keep the variance of a ReLU network.
-    kinds = [("none", "usual"), ("none", "He"), ("layer", "usual"), ("batch", "usual"), ("batch", "He")]
+    kinds = [("none", "PyTorch"), ("none", "He"), ("layer", "PyTorch"), ("batch", "PyTorch"), ("batch", "He")]
     rows, norms = [], {}
     for (norm, weights), seed in lab.each((kind, s) for kind in kinds for s in lab.seeds(5)):
 
         def build(norm: str = norm, weights: str = weights) -> Any:
             model = models.perceptron(norm, 64, 10, [64] * depth)
-            for parameter in model.parameters():
-                if parameter.ndim == 2 and weights == "He":
-                    parameter.data *= np.float32(math.sqrt(6))
-            return model
+            return he_weights(model) if weights == "He" else model
 
         training = start(Settings(norm=norm, seed=seed), lab.vectors, build)
         x, y = lab.vectors.x_train[:batch], lab.vectors.y_train[:batch]
@@ -53,7 +49,7 @@ def gradients(lab: Lab) -> Result:
     ratios = {}
     for (norm, weights), runs in norms.items():
         y = np.exp(np.mean(np.log(np.maximum(runs, 1e-300)), axis=0))
-        style: dict[str, Any] = {"color": COLOURS[norm], "linestyle": "-" if weights == "usual" else "--"}
+        style: dict[str, Any] = {"color": COLOURS[norm], "linestyle": "-" if weights == "PyTorch" else "--"}
         panel.plot(
             range(1, len(y) + 1), y, marker="o", markersize=3, label=f"{LABELS[norm]}, {weights} weights", **style
         )
@@ -71,7 +67,7 @@ def gradients(lab: Lab) -> Result:
 
     steady = min(ratios, key=lambda kind: abs(math.log(ratios[kind])))
     extreme = max(ratios, key=lambda kind: abs(math.log(ratios[kind])))
-    word = "grows" if ratios["batch", "usual"] > 1 else "shrinks"
+    word = "grows" if ratios["batch", "PyTorch"] > 1 else "shrinks"
     lines = [
         f"Factor by which a layer multiplies the gradient on its way down: {', '.join(told(kind) for kind in ratios)}.",
         f"Closest to 1: {told(steady)}; furthest: {told(extreme)}, over {depth} layers a factor of "

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fastnorm.cli import data as data_
+from fastnorm.cli import models
 from fastnorm.cli.common import need
 from fastnorm.cli.training import Settings, Training
 
-__all__ = ["COLOURS", "LABELS", "Lab", "Result", "mean", "percent", "steps_of"]
+__all__ = ["COLOURS", "LABELS", "Lab", "Result", "he_weights", "mean", "percent", "steps_of"]
 
 LABELS = {
     "none": "no norm",
@@ -117,6 +118,19 @@ class Lab:
                 after_epoch(training)
         return training
 
+    def network(self, settings: Settings, data: data_.Data) -> Callable[[], Any]:
+        """The builder of the usual network for `data` with He's weights."""
+        return lambda: he_weights(
+            models.network(
+                settings.norm,
+                data.sample_shape,
+                len(data.labels),
+                layers=settings.layers,
+                width=settings.width,
+                dropout=settings.dropout,
+            )
+        )
+
 
 def start(settings: Settings, data: data_.Data, model: Callable[[], Any] | None = None) -> Training:
     """A run before its first step, its network built by `model` from the settings' seed."""
@@ -124,6 +138,20 @@ def start(settings: Settings, data: data_.Data, model: Callable[[], Any] | None 
 
     nn.manual_seed(settings.seed)
     return Training(settings, data, None if model is None else model())
+
+
+def he_weights(model: Any, scale: float = 1.0) -> Any:
+    """Give the products of `model` He's initial weights (variance 2/n, which keeps that of a ReLU network) times
+    `scale`.
+
+    The layers start from PyTorch's, of variance 1/(3 n), with which a deep network without a norm hardly starts to
+    learn; to compare with that would be to compare with a known mistake. With weight norm the length g is scaled. He
+    et al. 2015.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight_g") or (parameter.ndim >= 2 and not name.endswith("weight_v")):
+            parameter.data *= parameter.data.dtype.type(math.sqrt(6) * scale)
+    return model
 
 
 def mean(values: Iterable[float]) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastnorm.cli import models
 from fastnorm.cli.common import need, plain_log
-from fastnorm.cli.experiments.lab import COLOURS, LABELS, Lab, Result, mean, percent, steps_of
+from fastnorm.cli.experiments.lab import COLOURS, LABELS, Lab, Result, he_weights, mean, percent, steps_of
 from fastnorm.cli.training import Settings
 
 __all__ = ["init_scale", "learning_rate", "saturation", "speed", "weight_norm"]
@@ -24,7 +24,7 @@ def speed(lab: Lab) -> Result:
         settings = Settings(
             norm=norm, optimizer="sgd", lr=rate, epochs=epochs, width=16, schedule="constant", seed=seed
         )
-        training = lab.train(settings, lab.images)
+        training = lab.train(settings, lab.images, lab.network(settings, lab.images))
         for epoch in range(len(training.curves["loss"])):
             row = {name: curve[epoch] for name, curve in training.curves.items()}
             rows.append({"norm": norm, "lr": rate, "seed": seed, "epoch": epoch + 1, **row})
@@ -100,7 +100,7 @@ def init_scale(lab: Lab) -> Result:
     """Sensitivity to the scale of the initial weights, per norm"""
     scales = lab.choose([float(s) for s in np.geomspace(0.01, 100, 13)], [0.1, 1.0])
     rows, accuracy = sweep(lab, "scale", scales, ("none", "weight", "layer", "batch"))
-    figure = plot_sweep(accuracy, scales, "initial weights, multiple of the usual scale")
+    figure = plot_sweep(accuracy, scales, "initial weights, multiple of He's scale")
     ranges, widths = [], {}
     for norm, values in accuracy.items():
         good = [scale for scale, runs in values.items() if min(runs) > TRAINED]
@@ -112,7 +112,7 @@ def init_scale(lab: Lab) -> Result:
         f"Scales at which every run passes {percent(TRAINED)} of the training data: {'; '.join(ranges)}.",
         f"Most tolerant: {LABELS[best]} ({widths[best]} of {len(scales)} scales); "
         f"least: {LABELS[worst]} ({widths[worst]}).",
-        "At the usual scale: " + ", ".join(f"{LABELS[n]} {percent(mean(v[usual]))}" for n, v in accuracy.items()) + ".",
+        "At He's scale: " + ", ".join(f"{LABELS[n]} {percent(mean(v[usual]))}" for n, v in accuracy.items()) + ".",
     ]
     return Result(rows, lines, figure)
 
@@ -129,12 +129,7 @@ def sweep(lab: Lab, what: str, values: list[float], norms: tuple[str, ...]) -> t
         rate = value if what == "lr" else 0.1
 
         def build(norm: str = norm, scale: float = value if what == "scale" else 1.0) -> Any:
-            model = models.perceptron(norm, 64, 10, [64] * 5)
-            for name, parameter in model.named_parameters():
-                # The products' weights; with weight norm the length g, since the scale of v has no effect by itself.
-                if name.endswith("weight_g") or (parameter.ndim == 2 and not name.endswith("weight_v")):
-                    parameter.data *= parameter.data.dtype.type(scale)
-            return model
+            return he_weights(models.perceptron(norm, 64, 10, [64] * 5), scale)
 
         settings = Settings(
             norm=norm,
@@ -238,7 +233,7 @@ def weight_norm(lab: Lab) -> Result:
             seed=seed,
             weight_decay=0.0,
         )
-        training = lab.train(settings, lab.images)
+        training = lab.train(settings, lab.images, lab.network(settings, lab.images))
         for epoch in range(len(training.curves["loss"])):
             row = {name: curve[epoch] for name, curve in training.curves.items()}
             rows.append({"norm": norm, "lr": rate, "seed": seed, "epoch": epoch + 1, **row})
