@@ -1,0 +1,103 @@
+"""Weight norm: values and gradients for every output axis, and what becomes of a direction of length zero.
+
+Method: exact arithmetic for the bounds, the float64 reference and finite differences for direction and length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import exact
+import numpy as np
+import pytest
+from support import (
+    LENGTHS,
+    Call,
+    check_against_reference,
+    check_slopes,
+    compute_type,
+    draw,
+    dtype_of,
+    every_dtype,
+    same_bits,
+    within,
+)
+
+import fastnorm as fn
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "shape", [*((3, n) for n in LENGTHS), *((n, 5) for n in LENGTHS if n < 5000), (70, 67), (6, 5, 3, 3), (1, 70000)]
+)
+def test_values_and_gradients(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
+    """w within 4 ULP, dv within 8 at the size of its terms, dg within 8 at the root of its terms' squares."""
+    if dtype == "float64" and np.prod(shape) > 100000:
+        shape = (shape[0], shape[1] // 4)
+    v, dw = draw(rng, shape, dtype_of(dtype)), draw(rng, shape, dtype_of(dtype))
+    g = draw(rng, (shape[0],) + (1,) * (len(shape) - 1), compute_type(v))
+    w, ctx = fn.weight_norm_forward(v, g)
+    grads = fn.weight_norm_backward(dw, ctx)
+    e = exact.weight_norm(v.reshape(shape[0], -1), g.ravel(), dw.reshape(shape[0], -1))
+    assert w.dtype == grads.dv.dtype == v.dtype and grads.dg.dtype == compute_type(v) and grads.dg.shape == g.shape
+    within(w, e.w.reshape(shape), np.abs(e.w).reshape(shape), 4, "w")
+    within(grads.dv, e.dv.reshape(shape), e.dv_scale.reshape(shape), 8, "dv")
+    within(grads.dg.ravel(), e.dg, np.maximum(e.dg_scale, np.abs(e.dg)), 8, "dg")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [
+        ((3, 5), 0),
+        ((3, 5), 1),
+        ((3, 5), -1),
+        ((4, 3, 2), 1),
+        ((2, 3, 4, 5), 2),
+        ((2, 3, 4, 5), -2),
+        ((6,), 0),
+        ((3, 5), None),
+    ],
+)
+def test_gradients(shape: tuple[int, ...], dim: Any, flat: bool, rng: np.random.Generator) -> None:
+    """Any output axis, or one norm for all; g with every other axis of length 1, or flat."""
+    wide = tuple(n if dim is not None and a == dim % len(shape) else 1 for a, n in enumerate(shape))
+    kept = () if dim is None else (shape[dim],)
+    g = rng.standard_normal(kept if flat else wide)
+    call = Call("weight_norm", {"v": rng.standard_normal(shape), "g": np.asarray(g), "dim": dim})
+    check_against_reference(call, rng.standard_normal(shape))
+    check_slopes(call, {"v": "dv", "g": "dg"}, rng)
+
+
+@every_dtype
+def test_any_memory_gives_the_same_bits(dtype: str, rng: np.random.Generator) -> None:
+    v = draw(rng, (5, 7, 6), dtype_of(dtype))
+    g = draw(rng, (7,), compute_type(v))
+    expected = fn.weight_norm(v, g, 1)
+    same_bits(fn.weight_norm(np.asfortranarray(v), g, 1), expected)
+    same_bits(fn.weight_norm(np.ascontiguousarray(v[:, ::-1])[:, ::-1], g, 1), expected)
+    first = fn.weight_norm(np.ascontiguousarray(v.swapaxes(0, 1)), g, 0)
+    same_bits(first.swapaxes(0, 1), expected)
+
+
+def test_rows_have_length_g(rng: np.random.Generator) -> None:
+    v, g = rng.standard_normal((5, 70)), rng.standard_normal(5)
+    w = fn.weight_norm(v, g)
+    np.testing.assert_allclose(np.linalg.norm(w, axis=1), np.abs(g), 1e-14)
+    np.testing.assert_allclose(fn.weight_norm(3 * v, g), w, 1e-14)
+
+
+def test_gradient_is_orthogonal_to_the_direction(rng: np.random.Generator) -> None:
+    """Salimans and Kingma 2016, section 2.2: v grows, if anything, because its gradient has no part along it."""
+    v, g, dw = rng.standard_normal((5, 70)), rng.standard_normal(5), rng.standard_normal((5, 70))
+    _, ctx = fn.weight_norm_forward(v, g)
+    dv = fn.weight_norm_backward(dw, ctx).dv
+    assert np.abs((dv * v).sum(1)).max() < 1e-12
+
+
+@every_dtype
+def test_a_direction_of_length_zero_is_refused(dtype: str, rng: np.random.Generator) -> None:
+    v = draw(rng, (5, 7), dtype_of(dtype))
+    v[3] = 0
+    with pytest.raises(ValueError, match="v.*3"):
+        fn.weight_norm(v, np.ones(5, compute_type(v)))
