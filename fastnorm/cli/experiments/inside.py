@@ -73,8 +73,8 @@ def gradients(lab: Lab) -> Result:
         f"Closest to 1: {told(steady)}; furthest: {told(extreme)}, over {depth} layers a factor of "
         f"{ratios[extreme] ** depth:.1e}.",
         f"With batch norm the gradient {word} downwards at the start, and the scale of the weights changes its factor "
-        f"by {abs(ratios['batch', 'He'] / ratios['batch', 'usual'] - 1):.1%}; without a norm by "
-        f"{abs(ratios['none', 'He'] / ratios['none', 'usual'] - 1):.0%}.",
+        f"by {abs(ratios['batch', 'He'] / ratios['batch', 'PyTorch'] - 1):.1%}; without a norm by "
+        f"{abs(ratios['none', 'He'] / ratios['none', 'PyTorch'] - 1):.0%}.",
     ]
     return Result(rows, lines, figure)
 
@@ -111,7 +111,7 @@ def distributions(lab: Lab) -> Result:
         settings = Settings(norm=norm, optimizer="sgd", lr=0.1, epochs=epochs, schedule="constant", seed=lab.seed)
         lab.train(settings, lab.vectors, build, look)
 
-    figure, panels = plt.subplots(2, depth, figsize=(9, 4.4), sharex=True, sharey="row")
+    figure, panels = plt.subplots(2, depth, figsize=(9, 4.4), sharex=True, sharey=True)
     for line, norm in zip(panels, bands, strict=True):
         values = np.array(bands[norm])  # epoch, layer, percentile
         x = range(len(values))

@@ -78,7 +78,7 @@ def learning_rate(lab: Lab) -> Result:
     for norm, values in accuracy.items():
         good = [rate for rate, runs in values.items() if min(runs) > TRAINED]
         largest[norm] = max(good, default=math.nan)
-        lines.append(f"{LABELS[norm]}: {max(good):.2g}" if good else f"{LABELS[norm]}: none of those tried")
+        lines.append(f"{LABELS[norm]} {max(good):.2g}" if good else f"{LABELS[norm]} none of those tried")
     first = f"Largest rate at which every run passes {percent(TRAINED)} of the training data: {', '.join(lines)}."
     factor = largest["batch"] / largest["none"]
     second = (
