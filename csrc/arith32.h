@@ -10,4 +10,19 @@
 #define ACC_ADD acc32_add
 #define ACC_ADD4 acc32_add4
 #define ACC_SUM acc32_sum
+#define ACC_DOT acc32_dot
+#define ACC_DOT_EACH acc32_dot_each
+#define ACC_WEIGHTED acc32_weighted
 #define ACC_PUT acc32_put
+#define STORE_T vf_store
+#define AT_LEAST vf_at_least
+#define ZERO_BELOW vf_zero_below
+#define POWER_OF_TWO vf_power_of_two
+#define KEEP vf_keep
+#define EXP_SMALLEST -104.0f /* exp of it rounds to 0 */
+#define EXP_MAGIC 12582912.0f /* 1.5·2^23: adding it rounds to an integer, left in the low bits */
+#define EXP_UNSCALE 0x1p-64f
+#define LN2_HI 0.693359375f
+#define LN2_LO -2.12194440e-4f
+#define EXP_TERMS 6
+#define exp_terms fn_exp_terms32

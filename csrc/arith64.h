@@ -10,4 +10,19 @@
 #define ACC_ADD acc64_add
 #define ACC_ADD4 acc64_add4
 #define ACC_SUM acc64_sum
+#define ACC_DOT acc64_dot
+#define ACC_DOT_EACH acc64_dot_each
+#define ACC_WEIGHTED acc64_weighted
 #define ACC_PUT acc64_put
+#define STORE_T vd_store
+#define AT_LEAST vd_at_least
+#define ZERO_BELOW vd_zero_below
+#define POWER_OF_TWO vd_power_of_two
+#define KEEP vd_keep
+#define EXP_SMALLEST -746.0 /* exp of it rounds to 0 */
+#define EXP_MAGIC 6755399441055744.0 /* 1.5·2^52: adding it rounds to an integer, left in the low bits */
+#define EXP_UNSCALE 0x1p-256
+#define LN2_HI 6.93145751953125e-1
+#define LN2_LO 1.42860682030941723212e-6
+#define EXP_TERMS 12
+#define exp_terms fn_exp_terms64

@@ -4,6 +4,10 @@
 #include "columns.h"
 #include "rows.h"
 #include "params.h"
+#ifndef WITHOUT_SOFTMAX
+#include "softmax.h"
+#include "dropout.h"
+#endif
 
 #undef S
 #undef T
@@ -36,6 +40,9 @@
 #undef ACC_ADD
 #undef ACC_ADD4
 #undef ACC_SUM
+#undef ACC_DOT
+#undef ACC_DOT_EACH
+#undef ACC_WEIGHTED
 #undef ACC_PUT
 #undef FN_BLOCK
 #undef BLOCK_CHECKED
@@ -44,3 +51,16 @@
 #undef SQUARE
 #undef GATED
 #undef ROW_OUT
+#undef STORE_T
+#undef AT_LEAST
+#undef ZERO_BELOW
+#undef POWER_OF_TWO
+#undef KEEP
+#undef EXP_SMALLEST
+#undef EXP_MAGIC
+#undef EXP_UNSCALE
+#undef LN2_HI
+#undef LN2_LO
+#undef EXP_TERMS
+#undef exp_terms
+#undef WITHOUT_SOFTMAX

@@ -67,14 +67,21 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
         for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(w, 8, 1, SQUARES);
         EACH_COLUMN(w, rows - r, 0, SQUARES);
 #undef SQUARES
-#ifdef WIDER
         int safe = 1;
         for (ptrdiff_t j = 0; j < w; j++) safe &= fn_in_safe_range(q[j], (double)rows);
-        if (FN_UNLIKELY(!safe)) { WIDER(col_squares)((const S *)xv + t, rows, w, stride, centre + t, m2 + t); continue; }
+        double wide[FN_TILE];
+#ifdef WIDER
+        /* Columns that float cannot hold are done again in double; the others keep their bits. */
+        if (FN_UNLIKELY(!safe)) {
+            for (ptrdiff_t j = 0; j < w; j++) wide[j] = 0;
+            WIDER(col_squares)((const S *)xv + t, rows, w, stride, centre + t, wide);
+        }
+#else
+        safe = 1;
 #endif
         for (ptrdiff_t j = 0; j < w; j++) {
             double d = centre[t + j] - (double)c[j];
-            m2[t + j] += (q[j] - (double)rows * (d * d)) + q_lo[j];
+            m2[t + j] += safe || fn_in_safe_range(q[j], (double)rows) ? (q[j] - (double)rows * (d * d)) + q_lo[j] : wide[j];
         }
     }
 }
@@ -83,18 +90,21 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
 
 typedef struct { T hi[FN_TILE], lo[FN_TILE], scale[FN_TILE], shift[FN_TILE]; } NAME(col_norms);
 
-/* Returns 0 when a column asks for wider arithmetic. */
-FN_INLINE int NAME(col_split)(const fn_norm *p, ptrdiff_t w, NAME(col_norms) *v) {
-    int wide = 0;
+/* How many columns from p on, at most w, are alike in asking for wider arithmetic. */
+FN_INLINE ptrdiff_t NAME(col_run)(const fn_norm *p, ptrdiff_t w) {
+    ptrdiff_t j = 1;
+    while (j < w && !p[j].wide == !p[0].wide) j++;
+    return j;
+}
+
+FN_INLINE void NAME(col_split)(const fn_norm *p, ptrdiff_t w, NAME(col_norms) *v) {
     for (ptrdiff_t j = 0; j < w; j++) {
         v->hi[j] = (T)p[j].mean;
         v->lo[j] = (T)((p[j].mean - (double)v->hi[j]) + p[j].mean_lo);
         v->scale[j] = (T)p[j].scale;
         v->shift[j] = (T)p[j].shift;
-        wide |= p[j].wide;
     }
     for (ptrdiff_t j = w; j < (w + LANES - 1) / LANES * LANES; j++) v->hi[j] = v->lo[j] = v->scale[j] = v->shift[j] = 0;
-    return !wide;
 }
 
 FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
@@ -128,15 +138,15 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
     NAME(col_norms) v;
     /* Streaming needs every row of every tile to start on a cache line. */
     int stream = (flags & FN_STREAM) && ((uintptr_t)yv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
-    for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
-        ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
+    for (ptrdiff_t t = 0, w; t < width; t += w) {
+        w = NAME(col_run)(p + t, width - t < FN_TILE ? width - t : FN_TILE);
         const S *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
         S *y = (S *)yv + t;
-        int narrow = NAME(col_split)(p + t, w, &v);
 #ifdef WIDER
-        if (FN_UNLIKELY(!narrow)) { WIDER(col_affine)(x, res, y, rows, w, stride, p + t, flags & FN_RELU); continue; }
+        if (FN_UNLIKELY(p[t].wide)) { WIDER(col_affine)(x, res, y, rows, w, stride, p + t, flags & FN_RELU); continue; }
 #endif
-        (void)narrow;
+        NAME(col_split)(p + t, w, &v);
+        stream &= ((uintptr_t)y & 63) == 0; /* a run need not begin on a cache line */
         for (ptrdiff_t r = 0; r < rows; r += 4) {
             ptrdiff_t some = rows - r < 4 ? rows - r : 4, o = r * stride;
             int relu = flags & FN_RELU;
@@ -152,21 +162,17 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
     if (stream) fn_fence();
 }
 
-/* Four rows or one of the gradient sums of one vector of columns. */
+/* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
 FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
                                         NAME(affine_v) v, int has_res, int relu) {
-    V g[4], d[4];
+    NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
     _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
         V xi = NAME(col_load)(x + o, n);
-        g[r] = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
-        d[r] = MUL(g[r], SUB(xi, v.hi));
+        V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
+        s.sum = ACC_ADD(s.sum, g);
+        s.dot = ACC_DOT_EACH(s.dot, g, xi, v.hi);
     }
-    if (rows == 4) {
-        g[0] = ADD(ADD(g[0], g[1]), ADD(g[2], g[3]));
-        d[0] = ADD(ADD(d[0], d[1]), ADD(d[2], d[3]));
-    }
-    NAME(sums) s = {ACC_ADD(ACC_ZERO(), g[0]), ACC_ADD(ACC_ZERO(), d[0])};
     return s;
 }
 
@@ -183,21 +189,19 @@ FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdif
 #undef BODY
 }
 
-FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows,
-                                                          ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, int flags,
-                                                          double *dsum, double *dot) {
+FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows, ptrdiff_t width,
+                                    ptrdiff_t stride, const fn_norm *p, int flags, double *dsum, double *dot) {
     NAME(col_norms) v;
     double s[FN_TILE], d[FN_TILE], lost[2 * FN_TILE];
+    int relu = flags & FN_RELU;
     for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
         ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
-        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
-        int safe = NAME(col_split)(p + t, w, &v);
+        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
+        NAME(col_split)(p + t, w, &v);
         for (ptrdiff_t j = 0; j < FN_TILE; j++) s[j] = d[j] = lost[j] = lost[FN_TILE + j] = 0;
         for (ptrdiff_t r = 0; r < rows; r += 4) {
-            ptrdiff_t o = r * stride;
-            int relu = flags & FN_RELU;
-            const S *rr = res && relu ? res + o : NULL;
-            ptrdiff_t some = rows - r < 4 ? rows - r : 4;
+            ptrdiff_t o = r * stride, some = rows - r < 4 ? rows - r : 4;
+            const S *rr = res ? res + o : NULL;
 #define BODY(some, has_res, relu) NAME(col_grad_rows)(dy + o, x + o, rr, some, w, stride, &v, has_res, relu, s, d, lost)
             if (GENERIC || some < 4) BODY(some, rr != NULL, relu);
             else if (!relu) BODY(4, 0, 0);
@@ -205,20 +209,31 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
             else BODY(4, 1, 1);
 #undef BODY
         }
-#ifdef WIDER
-        for (ptrdiff_t j = 0; j < w; j++) { double out[2] = {s[j], d[j]}; safe &= fn_dot_is_safe(out); }
-        if (FN_UNLIKELY(!safe)) { WIDER(col_grad_sums)(dy, x, res, rows, w, stride, p + t, flags, dsum + t, dot + t); continue; }
-#endif
-        (void)safe;
         for (ptrdiff_t j = 0; j < w; j++) {
             double lo = (p[t + j].mean - (double)v.hi[j]) + p[t + j].mean_lo, sum = s[j] + lost[j];
-            dsum[t + j] += sum;
-            dot[t + j] += (d[j] - lo * sum) + lost[FN_TILE + j];
+            s[j] = sum;
+            d[j] = (d[j] - lo * sum) + lost[FN_TILE + j];
         }
+#ifdef WIDER
+        /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
+        for (ptrdiff_t j = 0; j < w; j++)
+            if (FN_UNLIKELY(p[t + j].wide)) {
+                s[j] = d[j] = 0;
+                WIDER(col_grad_sums)(dy + j, x + j, res ? res + j : NULL, rows, 1, stride, p + t + j, flags, s + j, d + j);
+            }
+#endif
+        for (ptrdiff_t j = 0; j < w; j++) { dsum[t + j] += s[j]; dot[t + j] += d[j]; }
     }
 }
 
 typedef struct { T a[FN_TILE], b[FN_TILE], c[FN_TILE]; } NAME(col_grads);
+
+FN_INLINE ptrdiff_t NAME(col_grad_run)(const fn_norm *p, const fn_grad *g, ptrdiff_t w) {
+    int wide = p[0].wide || !fn_grad_is_safe(g);
+    ptrdiff_t j = 1;
+    while (j < w && (p[j].wide || !fn_grad_is_safe(g + j)) == wide) j++;
+    return j;
+}
 
 FN_INLINE void NAME(col_grad_apply_one)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t stride,
                                         ptrdiff_t n, NAME(affine_v) v, V a, V b, V c, int has_res, int relu, int stream) {
@@ -254,24 +269,23 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
     NAME(col_grads) q;
     int stream = (flags & FN_STREAM) && ((uintptr_t)dxv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
     int relu = flags & FN_RELU;
-    for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
-        ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
+    for (ptrdiff_t t = 0, w; t < width; t += w) {
+        w = NAME(col_grad_run)(p + t, g + t, width - t < FN_TILE ? width - t : FN_TILE);
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
         S *dx = (S *)dxv + t, *dres = drv ? (S *)drv + t : NULL;
-        int safe = NAME(col_split)(p + t, w, &v);
+#ifdef WIDER
+        if (FN_UNLIKELY(p[t].wide || !fn_grad_is_safe(g + t))) {
+            WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, p + t, g + t, relu);
+            continue;
+        }
+#endif
+        NAME(col_split)(p + t, w, &v);
+        stream &= ((uintptr_t)dx & 63) == 0;
         for (ptrdiff_t j = 0; j < (w + LANES - 1) / LANES * LANES; j++) {
             q.a[j] = j < w ? (T)g[t + j].a : 0;
             q.b[j] = j < w ? (T)g[t + j].b : 0;
             q.c[j] = j < w ? (T)g[t + j].c : 0;
         }
-#ifdef WIDER
-        for (ptrdiff_t j = 0; j < w; j++) safe &= fn_grad_is_safe(g + t + j);
-        if (FN_UNLIKELY(!safe)) {
-            WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, p + t, g + t, relu);
-            continue;
-        }
-#endif
-        (void)safe;
         for (ptrdiff_t r = 0; r < rows; r += 4) {
             ptrdiff_t some = rows - r < 4 ? rows - r : 4, o = r * stride;
             const S *rr = res && relu ? res + o : NULL;

@@ -9,8 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Count, mean (hi + lo) and sum of squared deviations of a set of values. */
-typedef struct { double n, mean, mean_lo, m2; } fn_moments;
+/* Count, sum and mean (each hi + lo) and sum of squared deviations of a set of values. */
+typedef struct { double n, sum, sum_lo, mean, mean_lo, m2; } fn_moments;
 
 /* y = (x - mean)·scale + shift, one set of numbers for a whole span. `wide` asks for double arithmetic where float would
    overflow or lose everything to underflow (fn_is_wide). */
@@ -63,13 +63,25 @@ typedef struct {
     void (*rows_forward)(const void *x, const void *residual, void *sum, void *y, ptrdiff_t rows, ptrdiff_t len,
                          const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags);
     /* out = Σg, Σg·(x - mean) with g = dy·gamma. */
-    void (*row_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t len, const fn_norm *p, int centred,
-                          double out[2]);
+    void (*row_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t len, const fn_norm *p, double out[2]);
     /* dx of rows (or pieces of rows with n elements to a statistic); dgamma, dbeta, when not NULL, are added to. */
     void (*rows_grad)(const void *dy, const void *x, const void *gamma, void *dx, ptrdiff_t rows, ptrdiff_t len,
                       ptrdiff_t stride, double n, const fn_norm *stat, const double *sums, int centred, int flags,
                       double *dgamma, double *dbeta);
     void (*add)(const void *x, const void *residual, void *sum, ptrdiff_t len);
+
+    /* ---- softmax, cross-entropy, dropout ---- */
+    void (*softmax)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t len, int logarithm);
+    void (*softmax_grad)(const void *dy, const void *y, void *dx, ptrdiff_t rows, ptrdiff_t len, int logarithm);
+    /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max) over one row. */
+    void (*lse)(const void *x, ptrdiff_t len, const double *weight, double out[4]);
+    /* dx = a·exp(x - max)/sum - c·weight, and b less at `target`. */
+    void (*cross_entropy_grad)(const void *x, void *dx, ptrdiff_t len, double max, double sum, double a, double c,
+                               const double *weight, ptrdiff_t target, double b);
+    /* y = x·scale where a random word is at least `threshold`, else 0; a bit per element says which. */
+    void (*dropout)(const void *x, void *y, uint64_t *bits, ptrdiff_t start, ptrdiff_t len, uint64_t seed,
+                    uint64_t threshold, double scale);
+    void (*dropout_grad)(const void *dy, void *dx, const uint64_t *bits, ptrdiff_t len, double scale);
 
     /* ---- parameter vectors: any stride (bytes), to and from double ---- */
     void (*get)(const void *src, ptrdiff_t stride, ptrdiff_t n, double *dst);
@@ -78,7 +90,7 @@ typedef struct {
 
 /* hi + lo += x, exactly but for lo's own rounding. */
 void fn_accumulate(double *hi, double *lo, double x);
-/* The mean (hi + lo) / n; m2 is left alone. */
+/* Count, sum and mean from a sum (hi + lo) of n values; m2 is left alone. */
 void fn_mean(double hi, double lo, double n, fn_moments *m);
 /* Chan's merge: a becomes the moments of the union of a and b. */
 void fn_merge(fn_moments *a, const fn_moments *b);

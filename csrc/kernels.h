@@ -12,7 +12,6 @@
 /* Sums of squares that float arithmetic got right: no overflow on the way, and too large for underflow to matter. */
 FN_INLINE int fn_in_safe_range(double q, double n) { return q >= n * 0x1p-100 && q <= 0x1p100; }
 FN_INLINE int fn_square_sum_is_safe(const fn_moments *m) { return fn_in_safe_range(m->m2, m->n) && m->mean >= -0x1p125 && m->mean <= 0x1p125; }
-FN_INLINE int fn_dot_is_safe(const double s[2]) { return fn_is_plain(s[0]) & fn_is_plain(s[1]); }
 FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_is_plain(g->b) & fn_is_plain(g->c); }
 /* ---- accumulators: sixteen double lanes under floats, eight compensated lanes under doubles ---- */
 
@@ -23,6 +22,26 @@ FN_INLINE fn_acc32 acc32_add4(fn_acc32 a, vf x0, vf x1, vf x2, vf x3) {
     a.lo = vd_add(a.lo, vd_add(vd_add(vf_low(x0), vf_low(x1)), vd_add(vf_low(x2), vf_low(x3))));
     a.hi = vd_add(a.hi, vd_add(vd_add(vf_high(x0), vf_high(x1)), vd_add(vf_high(x2), vf_high(x3))));
     return a;
+}
+/* += g·(x - mean), in double: the product of two floats is exact there. */
+FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, vf g, vf x, vd mean) {
+    a.lo = vd_add(a.lo, vd_mul(vf_low(g), vd_sub(vf_low(x), mean)));
+    a.hi = vd_add(a.hi, vd_mul(vf_high(g), vd_sub(vf_high(x), mean)));
+    return a;
+}
+/* The same with a mean for each lane. */
+FN_INLINE fn_acc32 acc32_dot_each(fn_acc32 a, vf g, vf x, vf mean) {
+    a.lo = vd_add(a.lo, vd_mul(vf_low(g), vd_sub(vf_low(x), vf_low(mean))));
+    a.hi = vd_add(a.hi, vd_mul(vf_high(g), vd_sub(vf_high(x), vf_high(mean))));
+    return a;
+}
+/* += dy·gamma, and += dy·gamma·(x - mean) */
+FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, vf dy, vf gamma, vf x, vd mean) {
+    vd lo = vd_mul(vf_low(dy), vf_low(gamma)), hi = vd_mul(vf_high(dy), vf_high(gamma));
+    sum->lo = vd_add(sum->lo, lo);
+    sum->hi = vd_add(sum->hi, hi);
+    dot->lo = vd_add(dot->lo, vd_mul(lo, vd_sub(vf_low(x), mean)));
+    dot->hi = vd_add(dot->hi, vd_mul(hi, vd_sub(vf_high(x), mean)));
 }
 FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(vd_add(a.lo, a.hi)), 0}; return r; }
 FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n) {
@@ -49,6 +68,13 @@ FN_INLINE fn_acc64 acc64_add(fn_acc64 a, vd x) {
 FN_INLINE fn_acc64 acc64_add4(fn_acc64 a, vd x0, vd x1, vd x2, vd x3) {
     return acc64_add(acc64_add(acc64_add(acc64_add(a, x0), x1), x2), x3);
 }
+FN_INLINE fn_acc64 acc64_dot(fn_acc64 a, vd g, vd x, vd mean) { return acc64_add(a, vd_mul(g, vd_sub(x, mean))); }
+FN_INLINE fn_acc64 acc64_dot_each(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot(a, g, x, mean); }
+FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, vd dy, vd gamma, vd x, vd mean) {
+    vd g = vd_mul(dy, gamma);
+    *sum = acc64_add(*sum, g);
+    *dot = acc64_dot(*dot, g, x, mean);
+}
 FN_INLINE fn_dd acc64_sum(fn_acc64 a) {
     double s[8], e[8];
     vd_store(s, a.s);
@@ -74,6 +100,7 @@ FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n) {
 /* ---- half types: float16 and bfloat16 in memory, float in registers ---- */
 
 #include "vec_half.h"
+#include "special.h"
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
@@ -109,6 +136,7 @@ FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n) {
 #define LANES 8
 #define NAME(f) PASTE(f, f32_wide)
 #define GENERIC 1
+#define WITHOUT_SOFTMAX
 #define TO_DOUBLE(x) ((double)(x))
 #define FROM_DOUBLE(x) ((float)(x))
 #define LOAD vd_load_float
@@ -130,6 +158,7 @@ FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n) {
 #define LANES 8
 #define NAME(f) PASTE(f, bf16_wide)
 #define GENERIC 1
+#define WITHOUT_SOFTMAX
 #define TO_DOUBLE(x) ((double)fn_float_of_bf16(x))
 #define FROM_DOUBLE(x) fn_bf16_of_float(fn_float_to_odd(x))
 #define LOAD vd_load_bf16
@@ -215,6 +244,7 @@ FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n) {
 #define OPS(dtype, size) \
     {size, moments_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype, col_sums_##dtype, col_squares_##dtype, \
      col_affine_##dtype, col_grad_sums_##dtype, col_grad_apply_##dtype, row_moments_##dtype, row_apply_##dtype, \
-     rows_forward_##dtype, row_grad_sums_##dtype, rows_grad_##dtype, add_##dtype, get_##dtype, put_##dtype}
+     rows_forward_##dtype, row_grad_sums_##dtype, rows_grad_##dtype, add_##dtype, softmax_##dtype, softmax_grad_##dtype, \
+     lse_##dtype, cross_entropy_grad_##dtype, dropout_##dtype, dropout_grad_##dtype, get_##dtype, put_##dtype}
 
 const fn_ops FN_TABLE[FN_DTYPES] = {OPS(f32, 4), OPS(f64, 8), OPS(f16, 2), OPS(bf16, 2)};

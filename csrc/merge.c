@@ -12,6 +12,8 @@ void fn_accumulate(double *hi, double *lo, double x) {
 void fn_mean(double hi, double lo, double n, fn_moments *m) {
     fn_dd sum = {hi, lo}, mean = fn_dd_div(sum, n, 1);
     m->n = n;
+    m->sum = hi;
+    m->sum_lo = lo;
     m->mean = mean.hi;
     m->mean_lo = mean.lo;
 }
@@ -19,12 +21,10 @@ void fn_mean(double hi, double lo, double n, fn_moments *m) {
 void fn_merge(fn_moments *a, const fn_moments *b) {
     if (b->n == 0) return;
     if (a->n == 0) { *a = *b; return; }
-    double n = a->n + b->n, delta = (b->mean - a->mean) + (b->mean_lo - a->mean_lo), step = delta * (b->n / n);
-    fn_dd mean = fn_two_sum(a->mean, step);
-    a->mean = mean.hi;
-    a->mean_lo += mean.lo;
+    double n = a->n + b->n, delta = (b->mean - a->mean) + (b->mean_lo - a->mean_lo);
+    fn_dd x = {a->sum, a->sum_lo}, y = {b->sum, b->sum_lo}, sum = fn_dd_add(x, y);
     a->m2 += b->m2 + delta * delta * (a->n * (b->n / n));
-    a->n = n;
+    fn_mean(sum.hi, sum.lo, n, a);
 }
 
 int fn_wide(double mean, double m2, double scale) { return fn_needs_wide(mean, m2, scale); }

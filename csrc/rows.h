@@ -97,7 +97,7 @@ FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn
         q = fn_dd_add(q, b);
     }
     m->n = (double)len;
-    m->mean = m->mean_lo = 0;
+    m->sum = m->sum_lo = m->mean = m->mean_lo = 0;
     m->m2 = q.hi + q.lo;
 }
 
@@ -123,6 +123,8 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             for (ptrdiff_t k = 0; k < some; k++) {
                 fn_dd mean = fn_dd_div(sum[k], (double)len, sizeof(T) == 8);
                 m[k].n = (double)len;
+                m[k].sum = sum[k].hi;
+                m[k].sum_lo = sum[k].lo;
                 m[k].mean = mean.hi;
                 m[k].mean_lo = mean.lo;
             }
@@ -156,54 +158,28 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
    With g = dy·gamma and xhat = (x - mean)·rstd:  dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n),
    dgamma = Σ_rows dy·xhat, dbeta = Σ_rows dy. */
 
-/* Σg and Σg·(x - hi) of one row. */
-FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, V hi, int centred) {
+/* Σg and Σg·(x - mean) of one row, in double as in spans.h. */
+FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, vd mean) {
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
-    ptrdiff_t i = 0;
-#define G(k) (gamma ? MUL(LOAD(dy + i + (k) * LANES), LOAD_P(gamma + i + (k) * LANES)) : LOAD(dy + i + (k) * LANES))
-#define D(k) (centred ? SUB(LOAD(x + i + (k) * LANES), hi) : LOAD(x + i + (k) * LANES))
-    for (; i + 4 * LANES <= len; i += 4 * LANES) {
-        V g0 = G(0), g1 = G(1), t0 = MUL(g0, D(0)), t1 = MUL(g1, D(1));
-        V g01 = ADD(g0, g1), t01 = ADD(t0, t1);
-        V g2 = G(2), g3 = G(3), t2 = MUL(g2, D(2)), t3 = MUL(g3, D(3));
-        if (centred) a.sum = ACC_ADD(a.sum, ADD(g01, ADD(g2, g3)));
-        a.dot = ACC_ADD(a.dot, ADD(t01, ADD(t2, t3)));
-    }
-    for (; i + LANES <= len; i += LANES) {
-        V g0 = G(0);
-        if (centred) a.sum = ACC_ADD(a.sum, g0);
-        a.dot = ACC_ADD(a.dot, MUL(g0, D(0)));
-    }
-#undef G
-#undef D
-    if (i < len) {
-        ptrdiff_t n = len - i;
-        V g0 = LOAD_N(dy + i, n), d = LOAD_N(x + i, n);
-        if (gamma) g0 = MUL(g0, LOAD_P_N(gamma + i, n));
-        if (centred) { a.sum = ACC_ADD(a.sum, g0); d = SUB(d, hi); }
-        a.dot = ACC_ADD(a.dot, FIRST(MUL(g0, d), n));
+    for (ptrdiff_t i = 0; i < len; i += LANES) {
+        ptrdiff_t n = len - i < LANES ? len - i : LANES;
+        V g = NAME(col_load)(dy + i, n), xi = NAME(col_load)(x + i, n);
+        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, NAME(param)(gamma + i, n), xi, mean);
+        else {
+            a.sum = ACC_ADD(a.sum, g);
+            a.dot = ACC_DOT(a.dot, g, xi, mean);
+        }
     }
     return a;
 }
 
-FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len,
-                                                          const fn_norm *p, int centred, double out[2]) {
-#ifdef WIDER
-    if (FN_UNLIKELY(p->wide)) { WIDER(row_grad_sums)(dyv, xv, gv, len, p, centred, out); return; }
-#endif
-    const S *dy = dyv, *x = xv;
-    const P *gamma = gv;
-    T h = (T)p->mean;
-    V hi = SET1(h);
-    NAME(sums) a = centred ? (gamma ? NAME(row_sums)(dy, x, gamma, len, hi, 1) : NAME(row_sums)(dy, x, NULL, len, hi, 1))
-                           : (gamma ? NAME(row_sums)(dy, x, gamma, len, hi, 0) : NAME(row_sums)(dy, x, NULL, len, hi, 0));
+FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len, const fn_norm *p,
+                                    double out[2]) {
+    vd mean = vd_set1(p->mean);
+    NAME(sums) a = gv ? NAME(row_sums)(dyv, xv, gv, len, mean) : NAME(row_sums)(dyv, xv, NULL, len, mean);
     fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
-    double lo = (p->mean - (double)h) + p->mean_lo;
     out[0] = sum.hi + sum.lo;
-    out[1] = (dot.hi - lo * out[0]) + dot.lo;
-#ifdef WIDER
-    if (FN_UNLIKELY(!fn_dot_is_safe(out))) WIDER(row_grad_sums)(dyv, xv, gv, len, p, centred, out);
-#endif
+    out[1] = (dot.hi - p->mean_lo * out[0]) + dot.lo;
 }
 
 typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROWS]; } NAME(row_grads);
@@ -249,7 +225,7 @@ FN_INLINE void NAME(rows_grad_tile)(const S *dy, const S *x, const P *gamma, S *
 
 /* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
    are added to. `n` is the number of elements behind each statistic: len, unless these are pieces of longer rows. */
-FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv,
+static __attribute__((noinline, unused)) void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv,
                                                       ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride, double n,
                                                       const fn_norm *stat, const double *sums, int centred, int flags,
                                                       double *dgamma, double *dbeta) {
@@ -273,6 +249,12 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
         }
         ptrdiff_t o = r * stride;
 #ifdef WIDER
+        if (FN_UNLIKELY(!safe) && some > 1) { /* row by row: a row's dx must not depend on its neighbours */
+            for (ptrdiff_t k = 0; k < some; k++)
+                NAME(rows_grad)(dy + o + k * stride, x + o + k * stride, gv, dx + o + k * stride, 1, len, stride, n, stat + r + k,
+                                sums + 2 * (r + k), centred, 0, dgamma, dbeta);
+            continue;
+        }
         if (FN_UNLIKELY(!safe)) {
             WIDER(rows_grad)(dy + o, x + o, gv, dx + o, some, len, stride, n, stat + r, sums + 2 * r, centred, 0, dgamma, dbeta);
             continue;

@@ -21,23 +21,25 @@ FN_INLINE fn_dd fn_two_product(double a, double b) {
     fn_dd r = {p, ((ah * bh - p) + ah * bl + al * bh) + al * bl};
     return r;
 }
-/* (hi + lo) / n; the low part matters to float64 data alone. */
+/* (hi + lo) / n, hi being the nearest double; the low part matters to float64 data alone. */
 FN_INLINE fn_dd fn_dd_div(fn_dd a, double n, int exactly) {
     fn_dd q = {(a.hi + a.lo) / n, 0};
     if (exactly) {
         fn_dd p = fn_two_product(q.hi, n);
         double r = (((a.hi - p.hi) - p.lo) + a.lo) / n;
-        if (r - r == 0) q.lo = r;
+        if (r - r == 0) q = fn_two_sum(q.hi, r);
     }
     return q;
 }
-
 FN_INLINE double fn_sqrt(double x) { return __builtin_sqrt(x); }
 
 /* Zero, or far enough from float's limits that a product with data stays inside them. */
 FN_INLINE int fn_is_plain(double a) { return (a >= 0x1p-100 && a <= 0x1p100) || (a <= -0x1p-100 && a >= -0x1p100) || a == 0; }
+/* Must y = (x - mean)·scale + shift be computed in double? m2 bounds (x - mean)². A mean below 2^-90 has a low part that float
+   cannot hold. */
 FN_INLINE int fn_needs_wide(double mean, double m2, double scale) {
-    return !(fn_is_plain(scale) && mean >= -0x1p125 && mean <= 0x1p125 && m2 <= 0x1p250);
+    double m = mean < 0 ? -mean : mean;
+    return !(fn_is_plain(scale) && (m == 0 || (m >= 0x1p-90 && m <= 0x1p125)) && m2 <= 0x1p250);
 }
 
 #endif

@@ -52,6 +52,8 @@ FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t
     fn_dd q = ACC_SUM(acc);
     double m2 = (q.hi - n * (r * r)) + q.lo;
     b->n = n;
+    b->sum = sum->hi;
+    b->sum_lo = sum->lo;
     b->mean = mean.hi;
     b->mean_lo = mean.lo;
     b->m2 = m2 < 0 ? 0 : m2;
@@ -96,6 +98,8 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
     double shift = (mean.hi - centre) + (mean.lo - centre_lo);
     double m2 = (q.hi - n * (shift * shift)) + q.lo;
     out->n = n;
+    out->sum = sum.hi;
+    out->sum_lo = sum.lo;
     out->mean = mean.hi;
     out->mean_lo = mean.lo;
     out->m2 = m2 < 0 ? 0 : m2;
@@ -180,58 +184,45 @@ FN_INLINE V NAME(gate)(V dy, V x, V res, NAME(affine_v) v, int has_res, int relu
 
 typedef struct { ACC sum, dot; } NAME(sums);
 
-#define GATED(k) NAME(gate)(LOAD(dy + i + (k) * LANES), LOAD(x + i + (k) * LANES), has_res ? LOAD(res + i + (k) * LANES) : v.lo, v, has_res, relu)
+/* Σdy and Σdy·(x - mean) of one span, every product and sum in double: they may cancel. */
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len,
-                                          NAME(affine_v) v, int has_res, int relu) {
+                                          NAME(affine_v) v, vd mean, int has_res, int relu) {
     ptrdiff_t i = 0;
-#define PAIR(k) V g##k = GATED(k); V t##k = MUL(g##k, SUB(LOAD(x + i + (k) * LANES), v.hi));
-    for (; i + 4 * LANES <= len; i += 4 * LANES) {
-        PAIR(0) PAIR(1)
-        V g01 = ADD(g0, g1), t01 = ADD(t0, t1);
-        PAIR(2) PAIR(3)
-        a.sum = ACC_ADD(a.sum, ADD(g01, ADD(g2, g3)));
-        a.dot = ACC_ADD(a.dot, ADD(t01, ADD(t2, t3)));
-    }
     for (; i + LANES <= len; i += LANES) {
-        PAIR(0)
-        a.sum = ACC_ADD(a.sum, g0);
-        a.dot = ACC_ADD(a.dot, t0);
+        V xi = LOAD(x + i), g = NAME(gate)(LOAD(dy + i), xi, has_res ? LOAD(res + i) : xi, v, has_res, relu);
+        a.sum = ACC_ADD(a.sum, g);
+        a.dot = ACC_DOT(a.dot, g, xi, mean);
     }
     if (i < len) {
         ptrdiff_t n = len - i;
         V xi = LOAD_N(x + i, n);
-        V g0 = FIRST(NAME(gate)(LOAD_N(dy + i, n), xi, has_res ? LOAD_N(res + i, n) : v.lo, v, has_res, relu), n);
-        a.sum = ACC_ADD(a.sum, g0);
-        a.dot = ACC_ADD(a.dot, FIRST(MUL(g0, SUB(xi, v.hi)), n));
+        V g = FIRST(NAME(gate)(LOAD_N(dy + i, n), xi, has_res ? LOAD_N(res + i, n) : xi, v, has_res, relu), n);
+        a.sum = ACC_ADD(a.sum, g);
+        a.dot = ACC_DOT(a.dot, g, xi, mean);
     }
-#undef PAIR
     return a;
 }
 
-FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv, fn_spans s,
-                                                      const fn_norm *p, int flags, double out[2]) {
-    const S *dy = dyv, *x = xv, *res = rv;
-    NAME(affine_v) v = NAME(split)(p);
-    NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
+FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv, fn_spans s, const fn_norm *p, int flags,
+                                double out[2]) {
 #ifdef WIDER
     if (FN_UNLIKELY(p->wide)) { WIDER(grad_sums)(dyv, xv, rv, s, p, flags, out); return; }
 #endif
+    const S *dy = dyv, *x = xv, *res = rv;
+    NAME(affine_v) v = NAME(split)(p);
+    vd mean = vd_set1(p->mean);
+    NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
+    int relu = flags & FN_RELU;
     for (ptrdiff_t k = 0; k < s.count; k++) {
         const S *d = dy + k * s.stride, *xk = x + k * s.stride, *r = res ? res + k * s.stride : NULL;
-        int relu = flags & FN_RELU;
-        if (GENERIC) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, r && relu, relu);
-        else if (!relu) a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, 0, 0);
-        else if (r) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, 1, 1);
-        else a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, 0, 1);
+        if (GENERIC) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, mean, r && relu, relu);
+        else if (!relu) a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, mean, 0, 0);
+        else if (r) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, mean, 1, 1);
+        else a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, mean, 0, 1);
     }
     fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
-    /* The sums used x - hi; the rest of the mean comes in here, once. */
-    double lo = (p->mean - (double)(T)p->mean) + p->mean_lo;
     out[0] = sum.hi + sum.lo;
-    out[1] = (dot.hi - lo * out[0]) + dot.lo;
-#ifdef WIDER
-    if (FN_UNLIKELY(!fn_dot_is_safe(out))) WIDER(grad_sums)(dyv, xv, rv, s, p, flags, out);
-#endif
+    out[1] = (dot.hi - p->mean_lo * out[0]) + dot.lo;
 }
 
 /* dx = a·dy + b·(x - mean) + c */

@@ -44,6 +44,7 @@ typedef double fn_nd __attribute__((vector_size(FN_NATIVE)));
 typedef int32_t fn_ni __attribute__((vector_size(FN_NATIVE)));
 typedef uint32_t fn_nu __attribute__((vector_size(FN_NATIVE)));
 typedef int64_t fn_nl __attribute__((vector_size(FN_NATIVE)));
+typedef uint64_t fn_nul __attribute__((vector_size(FN_NATIVE)));
 typedef float fn_nf_mem __attribute__((vector_size(FN_NATIVE), aligned(4), may_alias));
 typedef double fn_nd_mem __attribute__((vector_size(FN_NATIVE), aligned(8), may_alias));
 typedef int32_t fn_ni_mem __attribute__((vector_size(FN_NATIVE), aligned(4), may_alias));
@@ -95,6 +96,89 @@ FN_INLINE vd vd_first(vd a, ptrdiff_t n) {
 }
 FN_INLINE vf vf_where_positive(vf z, vf a) { FN_EACH(p) a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(z.v[p] <= 0.0f)); return a; }
 FN_INLINE vd vd_where_positive(vd z, vd a) { FN_EACH(p) a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(z.v[p] <= 0.0)); return a; }
+
+/* ---- comparison: the larger of a and limit (a where a is NaN); x where a ≥ limit, else +0 ---- */
+
+FN_INLINE vf vf_at_least(vf a, vf limit) {
+    FN_EACH(p) { fn_ni below = (fn_ni)(a.v[p] < limit.v[p]); a.v[p] = (fn_nf)(((fn_ni)limit.v[p] & below) | ((fn_ni)a.v[p] & ~below)); }
+    return a;
+}
+FN_INLINE vd vd_at_least(vd a, vd limit) {
+    FN_EACH(p) { fn_nl below = (fn_nl)(a.v[p] < limit.v[p]); a.v[p] = (fn_nd)(((fn_nl)limit.v[p] & below) | ((fn_nl)a.v[p] & ~below)); }
+    return a;
+}
+FN_INLINE vf vf_zero_below(vf a, vf limit, vf x) { FN_EACH(p) x.v[p] = (fn_nf)((fn_ni)x.v[p] & ~(fn_ni)(a.v[p] < limit.v[p])); return x; }
+FN_INLINE vd vd_zero_below(vd a, vd limit, vd x) { FN_EACH(p) x.v[p] = (fn_nd)((fn_nl)x.v[p] & ~(fn_nl)(a.v[p] < limit.v[p])); return x; }
+
+/* ---- 2^(n + 64), or 2^(n + 256) for doubles, from k = n + 1.5·2^23 (1.5·2^52): n is in the low bits of k ---- */
+
+FN_INLINE vf vf_power_of_two(vf k) { FN_EACH(p) k.v[p] = (fn_nf)(((fn_nu)k.v[p] << 23) + (191u << 23)); return k; }
+FN_INLINE vd vd_power_of_two(vd k) { FN_EACH(p) k.v[p] = (fn_nd)(((fn_nul)k.v[p] << 52) + ((uint64_t)1279 << 52)); return k; }
+
+/* ---- lanes whose bit is set, the others cleared to +0 ---- */
+
+static const int32_t fn_bits32[16] __attribute__((aligned(64), unused)) =
+    {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+static const int64_t fn_bits64[8] __attribute__((aligned(64), unused)) = {1, 2, 4, 8, 16, 32, 64, 128};
+
+FN_INLINE vf vf_keep(vf a, uint32_t bits) {
+    FN_EACH(p) {
+        fn_ni b = *(const fn_ni_mem *)(fn_bits32 + p * (FN_NATIVE / 4));
+        a.v[p] = (fn_nf)((fn_ni)a.v[p] & (fn_ni)((b & (int32_t)bits) == b));
+    }
+    return a;
+}
+FN_INLINE vd vd_keep(vd a, uint32_t bits) {
+    FN_EACH(p) {
+        fn_nl b = *(const fn_nl_mem *)(fn_bits64 + p * (FN_NATIVE / 8));
+        a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)((b & (int64_t)bits) == b));
+    }
+    return a;
+}
+
+/* ---- 32-bit integers: the halves of the 64-bit product with m; one bit per lane where a ≥ t (unsigned) ---- */
+
+#if FN_LEVEL == 3
+#define FN_MUL_EVEN(a, m) (fn_nul)_mm512_mul_epu32((__m512i)(a), _mm512_set1_epi32((int)(m)))
+FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) { return _mm512_cmpge_epu32_mask((__m512i)a.v[0], _mm512_set1_epi32((int)t)); }
+#elif FN_LEVEL == 2
+#define FN_MUL_EVEN(a, m) (fn_nul)_mm256_mul_epu32((__m256i)(a), _mm256_set1_epi32((int)(m)))
+FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) {
+    uint32_t bits = 0;
+    FN_EACH(p) bits |= (uint32_t)_mm256_movemask_ps((__m256)(a.v[p] >= t)) << (8 * p);
+    return bits;
+}
+#elif defined(FN_X86)
+#define FN_MUL_EVEN(a, m) (fn_nul)_mm_mul_epu32((__m128i)(a), _mm_set1_epi32((int)(m)))
+FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) {
+    uint32_t bits = 0;
+    FN_EACH(p) bits |= (uint32_t)_mm_movemask_ps((__m128)(a.v[p] >= t)) << (4 * p);
+    return bits;
+}
+#else
+#define FN_MUL_EVEN(a, m) (((fn_nul)(a) & 0xffffffffu) * (m))
+FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) {
+    uint32_t bits = 0;
+    FN_EACH(p) for (int i = 0; i < 4; i++) bits |= (uint32_t)(a.v[p][i] >= t) << (4 * p + i);
+    return bits;
+}
+#endif
+FN_INLINE void vu_multiply(vu a, uint32_t m, vu *high, vu *low) {
+    FN_EACH(p) {
+        fn_nul even = FN_MUL_EVEN(a.v[p], m), odd = FN_MUL_EVEN((fn_nul)a.v[p] >> 32, m), half = (fn_nul){0} + 0xffffffffu;
+        low->v[p] = (fn_nu)((even & half) | (odd << 32));
+        high->v[p] = (fn_nu)((even >> 32) | (odd & ~half));
+    }
+}
+FN_INLINE vu vu_xor(vu a, vu b) { FN_EACH(p) a.v[p] ^= b.v[p]; return a; }
+FN_INLINE vu vu_set1(uint32_t c) { vu r; FN_EACH(p) r.v[p] = (fn_nu){0} + c; return r; }
+/* c, c + 1, ... c + 15 */
+FN_INLINE vu vu_count(uint32_t c) {
+    static const uint32_t steps[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    vu r;
+    FN_EACH(p) r.v[p] = (fn_nu)*(const fn_ni_mem *)(const void *)(steps + p * (FN_NATIVE / 4)) + c;
+    return r;
+}
 
 /* ---- widen: lanes 0-7 and 8-15 of a float vector as doubles; narrow: the reverse, rounding to nearest even ---- */
 

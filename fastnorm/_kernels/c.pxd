@@ -1,8 +1,10 @@
 """What Cython sees of the C storey (csrc/fastnorm.h says what each primitive computes)."""
 
+from libc.stdint cimport uint64_t
+
 cdef extern from "fastnorm.h" nogil:
     ctypedef struct fn_moments:
-        double n, mean, mean_lo, m2
+        double n, sum, sum_lo, mean, mean_lo, m2
     ctypedef struct fn_norm:
         double mean, mean_lo, scale, shift
         int wide
@@ -36,12 +38,19 @@ cdef extern from "fastnorm.h" nogil:
                        int centred, int flags, Py_ssize_t ahead) noexcept nogil
         void rows_forward(const void *x, const void *residual, void *sum, void *y, Py_ssize_t rows, Py_ssize_t len,
                           const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags) noexcept nogil
-        void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p, int centred,
-                           double *out) noexcept nogil
+        void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p, double *out) noexcept nogil
         void rows_grad(const void *dy, const void *x, const void *gamma, void *dx, Py_ssize_t rows, Py_ssize_t len,
                        Py_ssize_t stride, double n, const fn_norm *stat, const double *sums, int centred, int flags,
                        double *dgamma, double *dbeta) noexcept nogil
         void add(const void *x, const void *residual, void *sum, Py_ssize_t len) noexcept nogil
+        void softmax(const void *x, void *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
+        void softmax_grad(const void *dy, const void *y, void *dx, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
+        void lse(const void *x, Py_ssize_t len, const double *weight, double *out) noexcept nogil
+        void cross_entropy_grad(const void *x, void *dx, Py_ssize_t len, double max, double sum, double a, double c,
+                                const double *weight, Py_ssize_t target, double b) noexcept nogil
+        void dropout(const void *x, void *y, uint64_t *bits, Py_ssize_t start, Py_ssize_t len, uint64_t seed,
+                     uint64_t threshold, double scale) noexcept nogil
+        void dropout_grad(const void *dy, void *dx, const uint64_t *bits, Py_ssize_t len, double scale) noexcept nogil
         void get(const void *src, Py_ssize_t stride, Py_ssize_t n, double *dst) noexcept nogil
         void put(const double *src, Py_ssize_t n, void *dst, Py_ssize_t stride) noexcept nogil
     void fn_accumulate(double *hi, double *lo, double x) noexcept

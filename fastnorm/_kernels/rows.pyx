@@ -73,7 +73,7 @@ cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, doub
         for k in range(rows):
             o = (r + k) * job.len * job.ops.itemsize
             stat[k] = norm_of(job, r + k)
-            job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, job.centred, sums + 2 * k)
+            job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, sums + 2 * k)
         o = r * job.len * job.ops.itemsize
         job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, sums,
                           job.centred, job.flags, dgamma, dbeta)
@@ -166,8 +166,7 @@ cdef void sum_slot(const Rows *job, Py_ssize_t u, double *sums) noexcept nogil:
     cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
     cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
     cdef fn_norm p = norm_of(job, u // slots)
-    job.ops.row_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.gamma_size), slot_size(job, slot), &p,
-                          job.centred, sums)
+    job.ops.row_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.gamma_size), slot_size(job, slot), &p, sums)
 
 
 # One slot of columns through all rows.

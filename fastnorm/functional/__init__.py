@@ -1,6 +1,6 @@
 """The functions: each computes one formula forward, and each `f` has `f_forward` (keeps a context) and `f_backward`."""
 
-from fastnorm.functional import batch, group, layer, switchable, weight
+from fastnorm.functional import batch, dropout, group, layer, softmax, switchable, weight
 from fastnorm.functional.batch import *  # noqa: F403
 from fastnorm.functional.group import *  # noqa: F403
 from fastnorm.functional.layer import *  # noqa: F403

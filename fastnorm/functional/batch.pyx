@@ -10,7 +10,7 @@ from fastnorm._kernels.norm cimport norm_moments
 from fastnorm.functional._channels cimport (
     ChannelContext, check_out, check_running, give_back, prepare, run, update_running, use_running,
 )
-from fastnorm.functional._check cimport axis_of, dtype_of, vector
+from fastnorm.functional._check cimport axis_of, dense, dtype_of, vector
 
 cnp.import_array()
 
@@ -161,7 +161,8 @@ def moments(x, axis=None, *, ddof=0, keepdims=False):
     rest = [i for i in range(ndim) if i not in axes]
     # The kept axes are the channels: in front, or behind, if memory has them so; else a copy puts them in front.
     cdef cnp.ndarray w
-    front, behind = x.transpose(rest + axes), x.transpose(axes + rest)
+    x_dense = dense(x, False)
+    front, behind = x_dense.transpose(rest + axes), x_dense.transpose(axes + rest)
     if cnp.PyArray_IS_C_CONTIGUOUS(behind) and not cnp.PyArray_IS_C_CONTIGUOUS(front):
         w = behind
     else:

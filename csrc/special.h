@@ -1,0 +1,62 @@
+/* Functions that libm would give with different bits on different machines: exp's coefficients, log, random words. */
+#ifndef FN_SPECIAL_H
+#define FN_SPECIAL_H
+
+#include <math.h>
+
+#include "vec.h"
+
+/* (exp(r) - 1 - r) / r², |r| ≤ ln 2 / 2: a minimax polynomial (Moshier's Cephes) for float, Taylor's series for double. */
+static const float fn_exp_terms32[6] __attribute__((unused)) =
+    {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+static const double fn_exp_terms64[12] __attribute__((unused)) =
+    {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
+     1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2};
+
+/* log x for x > 0, below 1 ULP: x = 2^k·(1 + f), s = f / (2 + f), log(1 + f) = f - f²/2 + s·(f²/2 + R(s²)) with R the
+   minimax polynomial of Sun's fdlibm. NaN gives NaN. */
+FN_INLINE double fn_log(double x) {
+    if (!(x > 0 && x <= 1.7976931348623157e308)) return x == 0 ? -(double)INFINITY : x;
+    int k = 0;
+    if (x < 0x1p-1022) { x *= 0x1p54; k = -54; }
+    uint64_t u;
+    memcpy(&u, &x, 8);
+    u += 0x3ff0000000000000 - 0x3fe6a09e00000000; /* so that 1 + f lies in [√½, √2) */
+    k += (int)(u >> 52) - 1023;
+    u = (u & 0x000fffffffffffff) + 0x3fe6a09e00000000;
+    memcpy(&x, &u, 8);
+    double f = x - 1, half = 0.5 * f * f, s = f / (2 + f), z = s * s, w = z * z;
+    double even = w * (3.999999999940941908e-1 + w * (2.222219843214978396e-1 + w * 1.531383769920937332e-1));
+    double odd = z * (6.666666666666735130e-1 + w * (2.857142874366239149e-1 + w * (1.818357216161805012e-1 + w * 1.479819860511658591e-1)));
+    return k * 6.93147180369123816490e-01 - ((half - (s * (half + (odd + even)) + k * 1.90821492927058770002e-10)) - f);
+}
+
+/* Bit i of 64 bits to bit 4·i. */
+FN_INLINE uint64_t fn_spread(uint64_t x) {
+    x = (x | x << 24) & 0x000000ff000000ff;
+    x = (x | x << 12) & 0x000f000f000f000f;
+    x = (x | x << 6) & 0x0303030303030303;
+    return (x | x << 3) & 0x1111111111111111;
+}
+
+/* For 64 elements from 4·block on (block a multiple of 16): bit i is set where word i mod 4 of Philox4x32-10 at counter
+   block + i / 4 is at least `threshold`. */
+FN_INLINE uint64_t fn_philox_keep(uint64_t seed, uint64_t block, uint64_t threshold) {
+    vu c0 = vu_count((uint32_t)block), c1 = vu_set1((uint32_t)(block >> 32)), c2 = vu_set1(0), c3 = vu_set1(0);
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32), t = (uint32_t)threshold;
+    for (int round = 0; round < 10; round++) {
+        vu h0, l0, h1, l1;
+        vu_multiply(c0, 0xd2511f53u, &h0, &l0);
+        vu_multiply(c2, 0xcd9e8d57u, &h1, &l1);
+        c0 = vu_xor(vu_xor(h1, c1), vu_set1(k0));
+        c1 = l1;
+        c2 = vu_xor(vu_xor(h0, c3), vu_set1(k1));
+        c3 = l0;
+        k0 += 0x9e3779b9u;
+        k1 += 0xbb67ae85u;
+    }
+    return fn_spread(vu_at_least(c0, t)) | fn_spread(vu_at_least(c1, t)) << 1 | fn_spread(vu_at_least(c2, t)) << 2 |
+           fn_spread(vu_at_least(c3, t)) << 3;
+}
+
+#endif

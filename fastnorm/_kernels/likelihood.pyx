@@ -1,0 +1,91 @@
+"""Softmax, log-softmax and cross-entropy: rows that each have their own maximum and sum of exponentials.
+
+Design. Every row is a piece of work of its own; threads take chunks of rows. A row's result depends on its own values alone.
+
+Forward:   y = exp(x - max)/Σexp(x - max);  cost = -Σ_k q_k·w_k·log y_k, q = (1 - s)·onehot(target) + s/K
+Backward:  dx = scale·[(1 - s)·w_t·(y - onehot) + s/K·(y·Σw - w)]
+"""
+from cython.parallel cimport prange
+
+from fastnorm._kernels.c cimport fn_ops
+from fastnorm._kernels.core cimport threads_for
+
+cdef enum:
+    CHUNK = 8192  # elements: softmax costs some 3 ns each, so that a chunk is well above the price of handing it out
+
+
+cdef inline Py_ssize_t chunk_rows(Py_ssize_t len) noexcept nogil:
+    return 1 if len >= CHUNK else CHUNK // len
+
+
+cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef void softmax_chunk(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm,
+                        Py_ssize_t u) noexcept nogil:
+    cdef Py_ssize_t size = chunk_rows(len), o = u * size * len * ops.itemsize
+    ops.softmax(x + o, y + o, least(size, rows - u * size), len, logarithm)
+
+
+cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil:
+    cdef Py_ssize_t u, n = chunk_rows(len)
+    cdef int threads = threads_for(rows * len)
+    for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        softmax_chunk(ops, x, y, rows, len, logarithm, u)
+
+
+cdef void softmax_grad_chunk(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
+                             int logarithm, Py_ssize_t u) noexcept nogil:
+    cdef Py_ssize_t size = chunk_rows(len), o = u * size * len * ops.itemsize
+    ops.softmax_grad(dy + o, y + o, dx + o, least(size, rows - u * size), len, logarithm)
+
+
+cdef void softmax_grad_rows(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
+                            int logarithm) noexcept nogil:
+    cdef Py_ssize_t u, n = chunk_rows(len)
+    cdef int threads = threads_for(rows * len)
+    for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, u)
+
+
+cdef void cost_of_row(const Likelihood *job, Py_ssize_t r) noexcept nogil:
+    cdef const char *x = job.x + r * job.len * job.ops.itemsize
+    cdef Py_ssize_t t = job.target[r]
+    cdef double out[4]
+    cdef double value
+    job.ops.lse(x, job.len, job.weight if job.smoothing > 0 else NULL, out)
+    job.stat[2 * r], job.stat[2 * r + 1] = out[0], out[3]
+    if t < 0:
+        job.loss[r] = 0
+        return
+    job.ops.get(x + t * job.ops.itemsize, 0, 1, &value)
+    job.loss[r] = -job.weight[t] * ((value - out[0]) - out[1])
+    if job.smoothing > 0:
+        job.loss[r] = (1 - job.smoothing) * job.loss[r] - job.smoothing / <double> job.len * out[2]
+
+
+cdef void cross_entropy_rows(const Likelihood *job) noexcept nogil:
+    cdef Py_ssize_t r
+    cdef int threads = threads_for(job.rows * job.len)
+    for r in prange(job.rows, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        cost_of_row(job, r)
+
+
+cdef void grad_of_row(const Likelihood *job, Py_ssize_t r, double scale, char *dx) noexcept nogil:
+    cdef Py_ssize_t t = job.target[r], o = r * job.len * job.ops.itemsize
+    cdef double hit, spread
+    if t < 0:
+        job.ops.cross_entropy_grad(job.x + o, dx + o, job.len, 0, 1, 0, 0, NULL, -1, 0)
+        return
+    hit = scale * (1 - job.smoothing) * job.weight[t]
+    spread = scale * job.smoothing / <double> job.len
+    job.ops.cross_entropy_grad(job.x + o, dx + o, job.len, job.stat[2 * r], job.stat[2 * r + 1],
+                               hit + spread * job.weight_sum, spread, job.weight if spread != 0 else NULL, t, hit)
+
+
+cdef void cross_entropy_grad_rows(const Likelihood *job, const double *scale, char *dx) noexcept nogil:
+    cdef Py_ssize_t r
+    cdef int threads = threads_for(job.rows * job.len)
+    for r in prange(job.rows, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        grad_of_row(job, r, scale[r], dx)
