@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,7 +241,7 @@ def test_the_measured_error_is_the_error(row: measure.Row) -> None:
     assert measure.error_of(exact, reference) == (0.0, 0.0)
 
     problem = measure.Problem(row)
-    moved = types.SimpleNamespace(
+    moved: Any = types.SimpleNamespace(
         **{name: getattr(functional, name) for name in (row.op, f"{row.op}_forward", f"{row.op}_backward")}
     )
     name = {"forward": f"{row.op}_forward", "backward": f"{row.op}_backward", "eval": row.op}[row.direction]
@@ -252,7 +253,7 @@ def test_the_measured_error_is_the_error(row: measure.Row) -> None:
         return first if row.direction == "eval" else (first, *answer[1:])
 
     setattr(moved, name, worse)
-    _, after = measure.error_of(problem, moved)  # type: ignore[arg-type]
+    _, after = measure.error_of(problem, moved)
     assert after > 500
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,9 +156,13 @@ def test_the_checkpoint_is_plain_npz(small_digits: Data, tmp_path: Path) -> None
 
 
 def test_pack_and_unpack_are_inverse() -> None:
-    tree = {0: [1, 2.5, None, "a", True, (1, 2)], "b": {"c": np.arange(3), "d": float("inf")}, "e": 0.1 + 0.2}
+    tree: dict[Any, Any] = {
+        0: [1, 2.5, None, "a", True, (1, 2)],
+        "b": {"c": np.arange(3), "d": float("inf")},
+        "e": 0.1 + 0.2,
+    }
     again = unpack(pack(tree))
-    np.testing.assert_array_equal(again["b"].pop("c"), tree["b"].pop("c"))  # type: ignore[index]
+    np.testing.assert_array_equal(again["b"].pop("c"), tree["b"].pop("c"))
     assert again == tree and list(again) == [0, "b", "e"]
 
 

@@ -167,7 +167,7 @@ def output_file(*suffixes: str) -> Callable[[str], Path]:
     return convert
 
 
-class atomic_path:  # noqa: N801 - read as a function: `with atomic_path(file) as temporary:`
+class atomic_path:
     """Write to a temporary neighbour and rename: a reader, or a crash, never meets half a file."""
 
     def __init__(self, path: Path) -> None:

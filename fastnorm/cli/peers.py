@@ -253,7 +253,7 @@ def _onnx(problem: Problem, threads: int, best: bool) -> Callable[[], Any] | Non
     options.log_severity_level = 4
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001 - whatever this build of ONNX Runtime lacks, it takes no part in the row
+    except Exception:  # whatever this build of ONNX Runtime lacks, it takes no part in the row
         return None
     x = problem.x
     if not best:

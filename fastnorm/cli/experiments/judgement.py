@@ -141,6 +141,7 @@ def noise(lab: Lab) -> Result:
         panel.invert_yaxis()
         panel.set_xlabel(f"{label} (dots: seeds, bar: mean)")
         panel.grid(axis="x", color="0.92")
+        panel.set_axisbelow(True)
     figure.tight_layout()
 
     averages = {name: tuple(mean(run[i] for run in runs) for i in range(3)) for name, runs in found.items()}

@@ -160,10 +160,11 @@ def plot_sweep(accuracy: Any, values: list[float], label: str) -> Any:
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter("{x:g}")
     panel.set_xlabel(f"{label} (log scale)")
-    panel.set_ylabel("training accuracy, %")
+    panel.set_ylabel("training accuracy, % (0: diverged)")
     panel.grid(color="0.92")
-    panel.legend(frameon=False)
     figure.tight_layout()
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
