@@ -5,6 +5,9 @@ live in `fastnorm.functional` and are repeated here; layers are in `fastnorm.nn`
 formulas in plain NumPy in `fastnorm.reference`.
 """
 
+from importlib import import_module
+from typing import Any
+
 from fastnorm import functional
 from fastnorm._control import config, get_num_threads, set_num_threads, show_config, threads
 from fastnorm._version import __version__
@@ -20,3 +23,12 @@ __all__ = [
     "threads",
     *functional.__all__,
 ]
+
+_LAZY = ("convert", "nn", "optim", "preprocessing", "reference")
+
+
+def __getattr__(name: str) -> Any:
+    """`fastnorm.nn` and the like, imported when first looked at."""
+    if name in _LAZY:
+        return import_module(f"fastnorm.{name}")
+    raise AttributeError(f"module 'fastnorm' has no attribute {name!r}")
