@@ -1,4 +1,4 @@
-# The types of dropout.pyx.
+# The types of regularization.pyx.
 
 from typing import Any, final
 

@@ -1,4 +1,4 @@
-# The types of softmax.pyx.
+# The types of likelihood.pyx.
 
 from typing import Any, SupportsIndex, final
 
