@@ -95,8 +95,8 @@ def test_single_costs_are_accurate(n: int, dtype: str, rng: np.random.Generator)
     z = call.x.astype(exact.LONG)
     z = z - z.max(1, keepdims=True)
     expected = np.log(np.exp(z).sum(1)) - np.take_along_axis(z, call.arguments["targets"][:, None], 1)[:, 0]
-    # A cost near 0 is the logarithm of a sum next to 1, which tells it to an ULP of 1.
-    within(loss, expected, np.maximum(np.abs(expected), 0.25), 4, f"cost of {n} classes in {dtype}")
+    # A cost near 0 is the logarithm of a sum next to 1, which tells it to two ULP of 1.
+    within(loss, expected, np.maximum(np.abs(expected), 0.5), 4, f"cost of {n} classes in {dtype}")
 
 
 def test_gradient_is_softmax_minus_onehot_over_n(rng: np.random.Generator) -> None:
@@ -174,7 +174,7 @@ def test_smoothing_mixes_with_the_uniform_distribution(rng: np.random.Generator)
     np.testing.assert_allclose(smooth, 0.8 * plain + 0.2 * uniform, 1e-13)
 
 
-@pytest.mark.parametrize(("reduction", "smoothing"), itertools.product(REDUCTIONS, (0.0, 0.1)))
+@pytest.mark.parametrize(("reduction", "smoothing"), [*itertools.product(REDUCTIONS, (0.0, 0.1))])
 def test_bad_values_reach_their_row_alone(reduction: str, smoothing: float, rng: np.random.Generator) -> None:
     call = problem(rng, (6, 5), 1, np.float32, reduction=reduction, label_smoothing=smoothing)
     dy = call.upstream(rng)

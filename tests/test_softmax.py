@@ -42,8 +42,8 @@ def check(x: np.ndarray, axis: int, what: str) -> None:
     y, z = fn.softmax(x, axis), fn.log_softmax(x, axis)
     assert y.dtype == z.dtype == x.dtype and y.shape == z.shape == x.shape
     within(y, p, p, 4, f"softmax of {what}")
-    # Where one class has it all, log p is tiny, and what a sum next to 1 can tell is asked for: an ULP of 1.
-    within(z, log_p, np.maximum(np.abs(log_p), 0.25), 4, f"log_softmax of {what}")
+    # Where one class has it all, log p is tiny, and what a sum next to 1 can tell is asked for: two ULP of 1.
+    within(z, log_p, np.maximum(np.abs(log_p), 0.5), 4, f"log_softmax of {what}")
 
 
 @every_dtype
