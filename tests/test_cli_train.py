@@ -69,18 +69,18 @@ def test_optimizers_and_schedules_lower_the_loss(optimizer: str, schedule: str, 
     assert rates[-1] == pytest.approx(lr) if schedule == "constant" else rates[-1] < lr
 
 
-def test_batch_norm_trains_at_a_rate_at_which_no_norm_fails(small_digits: Data) -> None:
+def test_batch_norm_trains_at_a_rate_at_which_no_norm_fails() -> None:
     final = {}
     for norm in ("none", "batch"):
-        training = Training(Settings(norm=norm, lr=0.03, epochs=5, width=16), digits())
+        training = Training(Settings(norm=norm, lr=0.05, epochs=4, width=16), digits())
         for _ in training.run():
             pass
-        final[norm] = 0.0 if training.diverged else training.curves["accuracy"][-1]
-    assert final["none"] < 0.3 and final["batch"] > 0.8
+        final[norm] = 0.0 if training.diverged else training.test()[1]
+    assert final["none"] < 0.3 and final["batch"] > 0.7
 
 
 def test_divergence_is_reported_once_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--norm", "none", "--lr", "1e8", *SMALL, "--epochs", "3"]) == 1
+    assert main(["train", "--norm", "none", "--optimizer", "sgd", "--lr", "1e8", *SMALL, "--epochs", "3"]) == 1
     error = capsys.readouterr().err
     assert "did not train" in error and error.count("\n") == 1
 
@@ -222,10 +222,12 @@ def test_own_data_predictions_and_curves(tmp_path: Path, capsys: pytest.CaptureF
     y = rng.choice([3, 5, 9], 300)
     x = rng.standard_normal((300, 6)) + y[:, None]
     np.savez(tmp_path / "own.npz", X=x, y=y)
-    for norm in ("batch", "layer", "group", "rms", "weight", "none"):
+    for norm in ("batch", "rms", "none"):
         arguments = ["train", "--data", str(tmp_path / "own.npz"), "--norm", norm, "--epochs", "8", "--width", "16"]
         arguments += ["--layers", "2", "--batch-size", "16", "--no-timing"]
-        arguments += ["--predictions", str(tmp_path / "p.npz"), "--plot", str(tmp_path / "c.png")]
+        arguments += ["--predictions", str(tmp_path / "p.npz")]
+        if norm == "batch":
+            arguments += ["--plot", str(tmp_path / "c.png")]
         assert main(arguments) == 0
         with np.load(tmp_path / "p.npz") as p:
             assert set(p["classes"]) == {3, 5, 9} and set(p["prediction"]) <= {3, 5, 9}
@@ -235,7 +237,7 @@ def test_own_data_predictions_and_curves(tmp_path: Path, capsys: pytest.CaptureF
             accuracy = np.mean(p["prediction"] == p["label"])
         assert f"test accuracy {accuracy:.2%}" in capsys.readouterr().out
         assert accuracy > 0.8
-        assert (tmp_path / "c.png").stat().st_size > 10_000
+    assert (tmp_path / "c.png").stat().st_size > 10_000
 
 
 def test_predictions_as_csv(tmp_path: Path) -> None:

@@ -111,34 +111,20 @@ def test_a_search_killed_in_the_middle_goes_on_to_the_same_trials(tmp_path: Path
     assert completed(broken) == completed(whole)
 
 
-def test_ctrl_c_in_a_search_is_one_line_and_status_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_in_a_search_is_one_line_and_status_130(jobs: str, tmp_path: Path) -> None:
     file = tmp_path / "s.db"
-    for jobs in ("1", "2"):
-        command = [
-            sys.executable,
-            "-m",
-            "fastnorm",
-            "tune",
-            "--epochs",
-            "3",
-            "--trials",
-            "200",
-            "--seed",
-            jobs,
-            "--jobs",
-            jobs,
-        ]
-        file = tmp_path / f"{jobs}.db"
-        process = subprocess.Popen(
-            [*command, "--storage", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        deadline = time.monotonic() + 60
-        while not trials_in(file) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-        assert process.returncode == 130, error
-        assert error.count("\n") == 1 and "interrupted after" in error and "goes on" in error
+    command = [sys.executable, "-m", "fastnorm", "tune", "--epochs", "3", "--trials", "200", "--jobs", jobs]
+    process = subprocess.Popen(
+        [*command, "--storage", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not trials_in(file) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.count("\n") == 1 and "interrupted after" in error and "goes on" in error
 
 
 def test_parallel_processes_do_all_trials(tmp_path: Path) -> None:

@@ -19,58 +19,68 @@ __all__ = ["batch_size", "noise", "statistics"]
 def batch_size(lab: Lab) -> Result:
     """Test error against the batch size from 2 to 128, for batch, group, layer and instance norm"""
     plt = need("matplotlib.pyplot")
-    sizes, norms = lab.choose((2, 4, 8, 16, 32, 64, 128), (4, 16)), ("batch", "group", "layer", "instance")
+    sizes = lab.choose((2, 4, 8, 16, 32, 64, 128), (4, 16))
+    # A channel's mean is over samples and pixels in the one network, over the samples alone in the other.
+    kinds = {"convolutional": ("batch", "group", "layer", "instance"), "fully connected": ("batch", "group", "layer")}
     rows: list[dict[str, Any]] = []
-    errors: dict[str, dict[int, list[float]]] = {norm: {size: [] for size in sizes} for norm in norms}
-    data = lab.images.head(lab.choose(800, 96))
-    for norm, size, seed in lab.each((n, b, s) for n in norms for b in sizes for s in lab.seeds(2)):
+    errors: dict[tuple[str, str], dict[int, list[float]]] = {}
+    cases = [(k, n, b, s) for k, norms in kinds.items() for n in norms for b in sizes for s in lab.seeds(2)]
+    for kind, norm, size, seed in lab.each(cases):
+        image = kind == "convolutional"
+        data = (lab.images if image else lab.vectors).head(lab.choose(800, 96))
         # The rate goes with the batch size, so that an epoch moves the weights equally far at every size.
         settings = Settings(
             norm=norm,
             optimizer="sgd",
             lr=0.1 * size / 64,
-            epochs=lab.choose(10, 1),
-            width=16,
-            layers=4,
+            epochs=lab.choose(8, 1),
+            width=16 if image else 128,
+            layers=4 if image else 3,
             batch_size=size,
             seed=seed,
         )
         training = lab.train(settings, data)
         error = 1 - training.test()[1]
-        errors[norm][size].append(error)
+        errors.setdefault((kind, norm), {b: [] for b in sizes})[size].append(error)
         loss = training.curves["loss"][-1]
-        rows.append({"norm": norm, "batch_size": size, "seed": seed, "test_error": error, "training_loss": loss})
+        row = {"network": kind, "norm": norm, "batch_size": size, "seed": seed}
+        rows.append({**row, "test_error": error, "training_loss": loss})
 
-    figure, panel = plt.subplots(figsize=(7, 3.8))
-    for norm in norms:
-        y = 100 * np.array([errors[norm][size] for size in sizes])
-        panel.plot(sizes, y.mean(axis=1), marker="o", markersize=4, color=COLOURS[norm], label=LABELS[norm])
-        panel.fill_between(sizes, y.min(axis=1), y.max(axis=1), color=COLOURS[norm], alpha=0.15, linewidth=0)
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
-    plain_log(panel.yaxis)
-    panel.set_xticks(sizes, [str(size) for size in sizes])
-    panel.set_xlabel("batch size (log scale; learning rate in proportion)")
-    panel.set_ylabel("test error, % (log scale)")
-    panel.grid(color="0.92")
-    panel.legend(frameon=False)
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    for panel, (kind, norms) in zip(panels, kinds.items(), strict=True):
+        for norm in norms:
+            y = 100 * np.array([errors[kind, norm][size] for size in sizes])
+            panel.plot(sizes, y.mean(axis=1), marker="o", markersize=4, color=COLOURS[norm], label=LABELS[norm])
+            panel.fill_between(sizes, y.min(axis=1), y.max(axis=1), color=COLOURS[norm], alpha=0.15, linewidth=0)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.set_xlabel("batch size (learning rate in proportion)")
+        panel.set_title(f"{kind} network", fontsize=10)
+        panel.grid(color="0.92")
+    plain_log(panels[0].yaxis)
+    panels[0].set_ylabel("test error, % (log scale)")
     figure.tight_layout()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 1.0))
 
     small, large = sizes[0], 32 if 32 in sizes else sizes[-1]
-
-    def told(norm: str) -> str:
-        return f"{LABELS[norm]} {percent(mean(errors[norm][small]))} against {percent(mean(errors[norm][large]))}"
-
-    change = {n: mean(errors[n][small]) - mean(errors[n][large]) for n in norms}
-    most = max(change, key=lambda n: change[n])
-    least = min(change, key=lambda n: abs(change[n]))
-    best = {size: min(norms, key=lambda n: mean(errors[n][size])) for size in sizes}
-    lines = [
-        f"Test error at a batch of {small} against {large}: {', '.join(told(n) for n in norms)}.",
-        f"From {large} to {small} samples {LABELS[most]} loses most ({100 * change[most]:+.1f} points), "
-        f"{LABELS[least]} changes least ({100 * change[least]:+.1f}).",
-        "Lowest error: " + ", ".join(f"{LABELS[n]} at {size}" for size, n in best.items()) + ".",
-    ]
+    lines = []
+    change = {}
+    for kind, norms in kinds.items():
+        told = []
+        for norm in norms:
+            by_size = errors[kind, norm]
+            change[kind, norm] = 100 * (mean(by_size[small]) - mean(by_size[large]))
+            told.append(f"{LABELS[norm]} {percent(mean(by_size[small]))} against {percent(mean(by_size[large]))}")
+        lines.append(f"{kind.capitalize()}, test error at a batch of {small} against {large}: {', '.join(told)}.")
+    image, vector = kinds
+    lines.append(
+        f"From {large} to {small} samples the error changes for batch norm by {change[image, 'batch']:+.1f} points "
+        f"where its mean is over samples and pixels and by {change[vector, 'batch']:+.1f} where it is over samples "
+        f"alone; for group norm, which looks at one sample at a time, by {change[image, 'group']:+.1f} and "
+        f"{change[vector, 'group']:+.1f}."
+    )
     return Result(rows, lines, figure)
 
 

@@ -221,7 +221,7 @@ def saturation(lab: Lab) -> Result:
 def weight_norm(lab: Lab) -> Result:
     """Weight norm against batch norm and none, each at its best learning rate"""
     plt = need("matplotlib.pyplot")
-    epochs, rates = lab.choose(12, 1), lab.choose((0.01, 0.03, 0.1, 0.3), (0.03,))
+    epochs, rates = lab.choose(12, 1), lab.choose((0.003, 0.01, 0.03, 0.1, 0.3), (0.03,))
     norms, rows, curves = ("none", "weight", "batch"), [], {}
     for norm, rate, seed in lab.each((n, r, s) for n in norms for r in rates for s in lab.seeds(2)):
         settings = Settings(
