@@ -27,7 +27,7 @@ def batch_size(lab: Lab) -> Result:
     cases = [(k, n, b, s) for k, norms in kinds.items() for n in norms for b in sizes for s in lab.seeds(2)]
     for kind, norm, size, seed in lab.each(cases):
         image = kind == "convolutional"
-        data = (lab.images if image else lab.vectors).head(lab.choose(800, 96))
+        data = (lab.images if image else lab.vectors).head(lab.choose(500, 96))
         # The rate goes with the batch size, so that an epoch moves the weights equally far at every size.
         settings = Settings(
             norm=norm,
