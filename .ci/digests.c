@@ -1,0 +1,276 @@
+/* Digests of what every C primitive writes, for every storage type, at every instruction set that this machine runs.
+
+   Prints one line per storage type and primitive. The instruction sets must agree among themselves, or the exit status is 1;
+   whether compilers and architectures agree is seen by comparing what they print. The data are made with integers alone,
+   in lengths around the vectors' and with magnitudes that float holds, barely holds, and does not hold. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fastnorm.h"
+
+enum { ROWS = 11, WIDTH = 523, SIZE = ROWS * WIDTH, LINES = 1024 };
+
+static const char *DTYPES[FN_DTYPES] = {"float32", "float64", "float16", "bfloat16"};
+static const ptrdiff_t LENGTHS[] = {1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 129, 257, WIDTH};
+static const double SCALES[][2] = {{1, 0.5}, {1, 1000}, {1e-3, 100}, {1e30, 0}, {1e-30, 0}, {0, 3}}; /* spread, mean */
+enum { N_LENGTHS = sizeof LENGTHS / sizeof *LENGTHS, N_SCALES = sizeof SCALES / sizeof *SCALES };
+
+static char lines[LINES][64];
+static int line, mismatches, first_level;
+static uint64_t hash, state;
+
+static double uniform(void) { /* -1 to 1 */
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (double)(int64_t)(state >> 11) * 0x1p-52 - 1;
+}
+
+static void *memory(size_t n) {
+    void *p = aligned_alloc(64, (n + 127) / 64 * 64);
+    if (!p) abort();
+    memset(p, 0, (n + 127) / 64 * 64);
+    return p;
+}
+
+static void eat(const void *data, size_t n) { /* FNV-1a */
+    for (size_t i = 0; i < n; i++) hash = (hash ^ ((const unsigned char *)data)[i]) * 1099511628211u;
+}
+/* A NaN's sign and payload are no part of the promise. */
+static void eat_doubles(const double *d, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double v = d[i] == d[i] ? d[i] : 0x1p1000;
+        eat(&v, sizeof v);
+    }
+}
+
+static void begin(void) { hash = 14695981039346656037u; }
+static void report(int level, const char *dtype, const char *primitive) {
+    char text[64];
+    snprintf(text, sizeof text, "%-9s %-19s %016llx", dtype, primitive, (unsigned long long)hash);
+    if (level == first_level) strcpy(lines[line], text), puts(text);
+    else if (strcmp(lines[line], text)) mismatches++, printf("%s at level %d\n", text, level);
+    line++;
+}
+
+typedef struct { const fn_ops *ops; void *x, *dy, *res, *y, *z, *gamma, *beta; double *stage; } data_t;
+
+/* `which` scales x; dy and the residual stay near 1. */
+static void fill(data_t *d, int which) {
+    state = 88172645463325252u + (uint64_t)which;
+    for (int i = 0; i < SIZE; i++) d->stage[i] = uniform() * SCALES[which][0] + SCALES[which][1];
+    d->ops->put(d->stage, SIZE, d->x, d->ops->itemsize);
+    for (int i = 0; i < SIZE; i++) d->stage[i] = uniform();
+    d->ops->put(d->stage, SIZE, d->dy, d->ops->itemsize);
+    for (int i = 0; i < SIZE; i++) d->stage[i] = uniform();
+    d->ops->put(d->stage, SIZE, d->res, d->ops->itemsize);
+    for (int i = 0; i < WIDTH; i++) {
+        double g = 1 + uniform() / 2, b = uniform();
+        if (d->ops->itemsize == 8) ((double *)d->gamma)[i] = g, ((double *)d->beta)[i] = b;
+        else ((float *)d->gamma)[i] = (float)g, ((float *)d->beta)[i] = (float)b;
+    }
+    memset(d->y, 0, SIZE * 8);
+    memset(d->z, 0, SIZE * 8);
+}
+
+static void eat_storage(data_t *d, const void *p) {
+    d->ops->get(p, d->ops->itemsize, SIZE, d->stage);
+    eat_doubles(d->stage, SIZE);
+}
+
+static fn_norm norm_of(const fn_moments *m, double gamma, double beta) {
+    fn_norm p = {m->mean, m->mean_lo, gamma / __builtin_sqrt(m->m2 / m->n + 1e-5), beta, 0};
+    p.wide = fn_wide(p.mean, m->m2, p.scale);
+    return p;
+}
+
+#define EVERY(which) for (int which = (begin(), 0); which < N_SCALES; which++)
+#define EVERY_LENGTH(len) for (int l = 0; l < N_LENGTHS; l++) for (ptrdiff_t len = LENGTHS[l], once = 1; once; once = 0)
+
+static void spans(data_t *d, int level, const char *dtype) {
+    const fn_ops *o = d->ops;
+    fn_moments m;
+    EVERY(which) EVERY_LENGTH(len) {
+        fn_spans s = {len, ROWS, WIDTH};
+        fill(d, which);
+        o->moments(d->x, s, &m);
+        eat_doubles(&m.n, 4);
+    }
+    report(level, dtype, "moments");
+    for (int flags = 0; flags < 4; flags++) {
+        char name[32];
+        EVERY(which) EVERY_LENGTH(len) {
+            fn_spans s = {len, ROWS, WIDTH};
+            fill(d, which);
+            o->moments(d->x, s, &m);
+            fn_norm p = norm_of(&m, 1.25, 0.5);
+            o->affine(d->x, len % 2 ? d->res : NULL, d->y, s, &p, flags, 0);
+            eat_storage(d, d->y);
+        }
+        snprintf(name, sizeof name, "affine %d", flags);
+        report(level, dtype, name);
+        EVERY(which) EVERY_LENGTH(len) {
+            fn_spans s = {len, ROWS, WIDTH};
+            double sums[2];
+            fill(d, which);
+            o->moments(d->x, s, &m);
+            fn_norm p = norm_of(&m, 1.25, 0.5);
+            const void *res = len % 2 && (flags & FN_RELU) ? d->res : NULL;
+            o->grad_sums(d->dy, d->x, res, s, &p, flags, sums);
+            eat_doubles(sums, 2);
+            fn_grad g = {p.scale, -p.scale * p.scale * p.scale * sums[1] / m.n, -p.scale * sums[0] / m.n};
+            o->grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, s, &p, &g, flags, 0);
+            eat_storage(d, d->y);
+            eat_storage(d, d->z);
+        }
+        snprintf(name, sizeof name, "gradient %d", flags);
+        report(level, dtype, name);
+    }
+}
+
+static void columns(data_t *d, int level, const char *dtype) {
+    const fn_ops *o = d->ops;
+    double *v = memory(6 * WIDTH * sizeof *v);
+    double *sum = v, *low = v + WIDTH, *centre = v + 2 * WIDTH, *m2 = v + 3 * WIDTH, *dsum = v + 4 * WIDTH, *dot = v + 5 * WIDTH;
+    fn_norm *p = memory(WIDTH * sizeof *p);
+    fn_grad *g = memory(WIDTH * sizeof *g);
+    for (int relu = 0; relu < 2; relu++) {
+        EVERY(which) EVERY_LENGTH(width) {
+            fill(d, which);
+            memset(v, 0, 6 * WIDTH * sizeof *v);
+            o->col_sums(d->x, ROWS, width, WIDTH, sum, low);
+            for (ptrdiff_t j = 0; j < width; j++) centre[j] = (sum[j] + low[j]) / ROWS;
+            o->col_squares(d->x, ROWS, width, WIDTH, centre, m2);
+            for (ptrdiff_t j = 0; j < width; j++) {
+                fn_moments m = {ROWS, centre[j], 0, m2[j]};
+                p[j] = norm_of(&m, 1.25, 0.5);
+            }
+            const void *res = relu && width % 2 ? d->res : NULL;
+            o->col_affine(d->x, res, d->y, ROWS, width, WIDTH, p, relu);
+            eat_storage(d, d->y);
+            o->col_grad_sums(d->dy, d->x, res, ROWS, width, WIDTH, p, relu, dsum, dot);
+            for (ptrdiff_t j = 0; j < width; j++) {
+                double r = p[j].scale;
+                fn_grad one = {r, -r * r * r * dot[j] / ROWS, -r * dsum[j] / ROWS};
+                g[j] = one;
+            }
+            o->col_grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, ROWS, width, WIDTH, p, g, relu);
+            eat_doubles(v, 6 * WIDTH);
+            eat_storage(d, d->y);
+            eat_storage(d, d->z);
+        }
+        report(level, dtype, relu ? "columns, relu" : "columns");
+    }
+    free(v), free(p), free(g);
+}
+
+static void rows(data_t *d, int level, const char *dtype) {
+    const fn_ops *o = d->ops;
+    double *dgamma = memory(2 * WIDTH * sizeof *dgamma), *dbeta = dgamma + WIDTH, sums[2 * ROWS];
+    fn_norm stat[ROWS];
+    for (int centred = 0; centred < 2; centred++) {
+        EVERY(which) EVERY_LENGTH(len) {
+            fill(d, which);
+            memset(dgamma, 0, 2 * WIDTH * sizeof *dgamma);
+            int sum = len % 2;
+            o->rows_forward(d->x, sum ? d->res : NULL, sum ? d->z : NULL, d->y, ROWS, len, len % 3 ? d->gamma : NULL,
+                            len % 5 && centred ? d->beta : NULL, 1e-5, centred, stat, 0);
+            eat_storage(d, d->y);
+            eat_storage(d, d->z);
+            const void *x = sum ? d->z : d->x;
+            for (int r = 0; r < ROWS; r++)
+                o->row_grad_sums((char *)d->dy + r * len * o->itemsize, (const char *)x + r * len * o->itemsize, d->gamma, len,
+                                 stat + r, sums + 2 * r);
+            o->rows_grad(d->dy, x, d->gamma, d->y, ROWS, len, len, (double)len, stat, sums, centred, 0, dgamma, dbeta);
+            eat_doubles(sums, 2 * ROWS);
+            eat_doubles(dgamma, 2 * WIDTH);
+            eat_storage(d, d->y);
+        }
+        report(level, dtype, centred ? "layer norm" : "RMS norm");
+    }
+    free(dgamma);
+}
+
+static void likelihood(data_t *d, int level, const char *dtype) {
+    const fn_ops *o = d->ops;
+    for (int logarithm = 0; logarithm < 2; logarithm++) {
+        EVERY(which) EVERY_LENGTH(len) {
+            fill(d, which);
+            o->softmax(d->x, d->y, ROWS, len, logarithm);
+            eat_storage(d, d->y);
+            o->softmax_grad(d->dy, d->y, d->z, ROWS, len, logarithm);
+            eat_storage(d, d->z);
+        }
+        report(level, dtype, logarithm ? "log-softmax" : "softmax");
+    }
+    double *weight = memory(WIDTH * sizeof *weight);
+    EVERY(which) EVERY_LENGTH(len) {
+        double out[4];
+        fill(d, which);
+        for (int j = 0; j < WIDTH; j++) weight[j] = 1 + uniform() / 2;
+        o->lse(d->x, len, len % 2 ? weight : NULL, out);
+        o->cross_entropy_grad(d->x, d->y, len, out[0], out[3], 0.75, len % 2 ? 0.125 : 0, len % 2 ? weight : NULL, len / 2, 0.5);
+        eat_doubles(out, 2);
+        eat_storage(d, d->y);
+    }
+    report(level, dtype, "cross-entropy");
+    free(weight);
+}
+
+static void regularization(data_t *d, int level, const char *dtype) {
+    const fn_ops *o = d->ops;
+    uint64_t bits[SIZE / 64 + 2];
+    EVERY(which) EVERY_LENGTH(len) {
+        fill(d, which);
+        memset(bits, 0, sizeof bits);
+        o->dropout(d->x, d->y, bits, 64 * l, len, 42, 1u << 30, 4.0 / 3);
+        o->dropout_grad(d->dy, d->z, bits, len, 4.0 / 3);
+        eat(bits, sizeof bits);
+        eat_storage(d, d->y);
+        eat_storage(d, d->z);
+    }
+    report(level, dtype, "dropout");
+}
+
+/* Every bit pattern of a half type to double, and back from doubles around the borders of rounding. */
+static void conversions(data_t *d, int level, const char *dtype) {
+    begin();
+    if (d->ops->itemsize == 2) {
+        uint16_t *all = memory(65536 * 2), *back = memory(65536 * 2);
+        double *wide = memory(65536 * sizeof *wide);
+        for (int i = 0; i < 65536; i++) all[i] = (uint16_t)i;
+        d->ops->get(all, 2, 65536, wide);
+        eat_doubles(wide, 65536);
+        for (int i = 0; i < 65536; i++) wide[i] = wide[i] == wide[i] ? wide[i] * (1 + (i % 5 - 2) * 0x1p-11) : 0;
+        d->ops->put(wide, 65536, back, 2);
+        eat(back, 65536 * 2);
+        free(all), free(back), free(wide);
+    }
+    report(level, dtype, "conversion");
+}
+
+int main(void) {
+    int seen = 0;
+    for (int level = 0; level < FN_LEVELS; level++) {
+        const fn_ops *table = fn_table(level);
+        if (!table) continue;
+        if (!seen) first_level = level;
+        line = 0;
+        for (int t = 0; t < FN_DTYPES; t++) {
+            data_t d = {table + t, memory(SIZE * 8), memory(SIZE * 8), memory(SIZE * 8), memory(SIZE * 8), memory(SIZE * 8),
+                        memory(WIDTH * 8), memory(WIDTH * 8), memory(SIZE * 8)};
+            spans(&d, level, DTYPES[t]);
+            columns(&d, level, DTYPES[t]);
+            rows(&d, level, DTYPES[t]);
+            likelihood(&d, level, DTYPES[t]);
+            regularization(&d, level, DTYPES[t]);
+            conversions(&d, level, DTYPES[t]);
+            free(d.x), free(d.dy), free(d.res), free(d.y), free(d.z), free(d.gamma), free(d.beta), free(d.stage);
+        }
+        seen++;
+        fprintf(stderr, "level %d\n", level);
+    }
+    fprintf(stderr, "%d instruction sets, %d differences\n", seen, mismatches);
+    return seen == 0 || mismatches > 0;
+}
