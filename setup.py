@@ -19,7 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # No fused multiply-add, no reassociation: the same bits at every level, from every compiler.
-CFLAGS = ["-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno"]
+CFLAGS = ["-std=gnu11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno"]
 LEVELS = {
     "x86_64": {"baseline": [], "avx2": ["-mavx2", "-mf16c"],
                "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]},
@@ -61,7 +61,7 @@ class BuildExt(build_ext):
     def build_kernels(self):
         """Object files of the scalar helpers, and of the kernels at every level; compiled side by side."""
         levels = LEVELS.get(MACHINE, {"baseline": []})
-        sources = {**{f"level_{level}": flags for level, flags in levels.items()}, "dispatch": [], "merge": []}
+        sources = {**{f"level_{level}": flags for level, flags in levels.items()}, "dispatch": [], "pool": [], "merge": []}
         newest_header = max(p.stat().st_mtime for p in Path("csrc").glob("*.h"))
 
         def compile_one(item):

@@ -4,6 +4,7 @@
 #define SUB vf_sub
 #define MUL vf_mul
 #define FIRST vf_first
+#define FIRST_OR vf_first_or
 #define POSITIVE vf_where_positive
 #define ACC fn_acc32
 #define ACC_ZERO acc32_zero
@@ -11,6 +12,7 @@
 #define ACC_ADD4 acc32_add4
 #define ACC_SUM acc32_sum
 #define ACC_DOT acc32_dot
+#define ACC_SQUARE acc32_square
 #define ACC_DOT_EACH acc32_dot_each
 #define ACC_WEIGHTED acc32_weighted
 #define ACC_PUT acc32_put

@@ -4,6 +4,7 @@
 #define SUB vd_sub
 #define MUL vd_mul
 #define FIRST vd_first
+#define FIRST_OR vd_first_or
 #define POSITIVE vd_where_positive
 #define ACC fn_acc64
 #define ACC_ZERO acc64_zero
@@ -11,6 +12,7 @@
 #define ACC_ADD4 acc64_add4
 #define ACC_SUM acc64_sum
 #define ACC_DOT acc64_dot
+#define ACC_SQUARE acc64_square
 #define ACC_DOT_EACH acc64_dot_each
 #define ACC_WEIGHTED acc64_weighted
 #define ACC_PUT acc64_put

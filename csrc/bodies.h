@@ -34,6 +34,7 @@
 #undef SUB
 #undef MUL
 #undef FIRST
+#undef FIRST_OR
 #undef POSITIVE
 #undef ACC
 #undef ACC_ZERO
@@ -41,6 +42,7 @@
 #undef ACC_ADD4
 #undef ACC_SUM
 #undef ACC_DOT
+#undef ACC_SQUARE
 #undef ACC_DOT_EACH
 #undef ACC_WEIGHTED
 #undef ACC_PUT

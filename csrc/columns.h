@@ -5,7 +5,7 @@
    squares are added as a tree of eight before they are widened, as in spans.h. Columns are taken in tiles whose per-column
    numbers stay in L1. */
 
-#define FN_TILE 256 /* columns: 256 × (5 vectors of T + 2 of double) = 14 KB of L1 */
+#define FN_TILE 512 /* columns whose numbers are in L1 together: at most 7 arrays of float, 14 KB */
 
 /* ---- sums ---- */
 
@@ -61,8 +61,8 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
         }
         ptrdiff_t r = 0;
 #define SQUARES(row, rows, n)                                                                                            \
-    ACC_PUT(ACC_ADD(ACC_ZERO(), rows == 8 ? NAME(col_square8)(x + j, stride, n, LOAD_T(c + j))                           \
-                                          : NAME(col_square)(x + (row) * stride + j, n, LOAD_T(c + j))),                 \
+    ACC_PUT(rows == 8 ? ACC_ADD(ACC_ZERO(), NAME(col_square8)(x + j, stride, n, LOAD_T(c + j)))                          \
+                      : ACC_SQUARE(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n), LOAD_T(c + j)),                \
             q + j, q_lo + j, n)
         for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(w, 8, 1, SQUARES);
         EACH_COLUMN(w, rows - r, 0, SQUARES);
@@ -91,20 +91,21 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
 typedef struct { T hi[FN_TILE], lo[FN_TILE], scale[FN_TILE], shift[FN_TILE]; } NAME(col_norms);
 
 /* How many columns from p on, at most w, are alike in asking for wider arithmetic. */
-FN_INLINE ptrdiff_t NAME(col_run)(const fn_norm *p, ptrdiff_t w) {
-    ptrdiff_t j = 1;
-    while (j < w && !p[j].wide == !p[0].wide) j++;
-    return j;
+FN_INLINE ptrdiff_t NAME(col_run)(const fn_norm *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post) {
+    ptrdiff_t k = from / post, end = (k + 1) * post;
+    while (end < from + w && !p[end / post].wide == !p[k].wide) end += post;
+    return end < from + w ? end - from : w;
 }
 
-FN_INLINE void NAME(col_split)(const fn_norm *p, ptrdiff_t w, NAME(col_norms) *v) {
-    for (ptrdiff_t j = 0; j < w; j++) {
-        v->hi[j] = (T)p[j].mean;
-        v->lo[j] = (T)((p[j].mean - (double)v->hi[j]) + p[j].mean_lo);
-        v->scale[j] = (T)p[j].scale;
-        v->shift[j] = (T)p[j].shift;
+/* The numbers of columns from .. from + w; a channel has `post` columns. */
+FN_INLINE void NAME(col_split)(const fn_norm *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post, NAME(col_norms) *v) {
+    ptrdiff_t j = 0;
+    for (ptrdiff_t k = from / post; j < w; k++) {
+        ptrdiff_t end = (k + 1) * post - from < w ? (k + 1) * post - from : w;
+        T hi = (T)p[k].mean, lo = (T)((p[k].mean - (double)hi) + p[k].mean_lo), scale = (T)p[k].scale, shift = (T)p[k].shift;
+        for (; j < end; j++) { v->hi[j] = hi; v->lo[j] = lo; v->scale[j] = scale; v->shift[j] = shift; }
     }
-    for (ptrdiff_t j = w; j < (w + LANES - 1) / LANES * LANES; j++) v->hi[j] = v->lo[j] = v->scale[j] = v->shift[j] = 0;
+    for (; j < (w + LANES - 1) / LANES * LANES; j++) v->hi[j] = v->lo[j] = v->scale[j] = v->shift[j] = 0;
 }
 
 FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
@@ -134,18 +135,22 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 }
 
 FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdiff_t rows,
-                                                       ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, int flags) {
+                                                       ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags) {
     NAME(col_norms) v;
     /* Streaming needs every row of every tile to start on a cache line. */
     int stream = (flags & FN_STREAM) && ((uintptr_t)yv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
     for (ptrdiff_t t = 0, w; t < width; t += w) {
-        w = NAME(col_run)(p + t, width - t < FN_TILE ? width - t : FN_TILE);
+        w = NAME(col_run)(p, t, width - t < FN_TILE ? width - t : FN_TILE, post);
         const S *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
         S *y = (S *)yv + t;
 #ifdef WIDER
-        if (FN_UNLIKELY(p[t].wide)) { WIDER(col_affine)(x, res, y, rows, w, stride, p + t, flags & FN_RELU); continue; }
+        if (FN_UNLIKELY(p[t / post].wide)) { /* one channel at a time */
+            if (w > (t / post + 1) * post - t) w = (t / post + 1) * post - t;
+            WIDER(col_affine)(x, res, y, rows, w, stride, p + t / post, w, flags & FN_RELU);
+            continue;
+        }
 #endif
-        NAME(col_split)(p + t, w, &v);
+        NAME(col_split)(p, t, w, post, &v);
         stream &= ((uintptr_t)y & 63) == 0; /* a run need not begin on a cache line */
         for (ptrdiff_t r = 0; r < rows; r += 4) {
             ptrdiff_t some = rows - r < 4 ? rows - r : 4, o = r * stride;
@@ -162,11 +167,11 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
     if (stream) fn_fence();
 }
 
-/* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
+/* Eight rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
 FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
                                         NAME(affine_v) v, int has_res, int relu) {
     NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
-    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
+    _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
@@ -185,41 +190,42 @@ FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdif
         ACC_PUT(s.sum, dsum + j, lost + j, n);                                                                           \
         ACC_PUT(s.dot, dot + j, lost + FN_TILE + j, n);                                                                  \
     } while (0)
-    EACH_COLUMN(w, rows, rows == 4, BODY);
+    EACH_COLUMN(w, rows, rows == 8, BODY);
 #undef BODY
 }
 
 FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows, ptrdiff_t width,
-                                    ptrdiff_t stride, const fn_norm *p, int flags, double *dsum, double *dot) {
+                                    ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags, double *dsum, double *dot) {
     NAME(col_norms) v;
     double s[FN_TILE], d[FN_TILE], lost[2 * FN_TILE];
     int relu = flags & FN_RELU;
     for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
         ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
-        NAME(col_split)(p + t, w, &v);
+        NAME(col_split)(p, t, w, post, &v);
         for (ptrdiff_t j = 0; j < FN_TILE; j++) s[j] = d[j] = lost[j] = lost[FN_TILE + j] = 0;
-        for (ptrdiff_t r = 0; r < rows; r += 4) {
-            ptrdiff_t o = r * stride, some = rows - r < 4 ? rows - r : 4;
+        for (ptrdiff_t r = 0; r < rows; r += 8) {
+            ptrdiff_t o = r * stride, some = rows - r < 8 ? rows - r : 8;
             const S *rr = res ? res + o : NULL;
 #define BODY(some, has_res, relu) NAME(col_grad_rows)(dy + o, x + o, rr, some, w, stride, &v, has_res, relu, s, d, lost)
-            if (GENERIC || some < 4) BODY(some, rr != NULL, relu);
-            else if (!relu) BODY(4, 0, 0);
-            else if (!rr) BODY(4, 0, 1);
-            else BODY(4, 1, 1);
+            if (GENERIC || some < 8) BODY(some, rr != NULL, relu);
+            else if (!relu) BODY(8, 0, 0);
+            else if (!rr) BODY(8, 0, 1);
+            else BODY(8, 1, 1);
 #undef BODY
         }
         for (ptrdiff_t j = 0; j < w; j++) {
-            double lo = (p[t + j].mean - (double)v.hi[j]) + p[t + j].mean_lo, sum = s[j] + lost[j];
+            const fn_norm *q = p + (t + j) / post;
+            double lo = (q->mean - (double)v.hi[j]) + q->mean_lo, sum = s[j] + lost[j];
             s[j] = sum;
             d[j] = (d[j] - lo * sum) + lost[FN_TILE + j];
         }
 #ifdef WIDER
         /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
         for (ptrdiff_t j = 0; j < w; j++)
-            if (FN_UNLIKELY(p[t + j].wide)) {
+            if (FN_UNLIKELY(p[(t + j) / post].wide)) {
                 s[j] = d[j] = 0;
-                WIDER(col_grad_sums)(dy + j, x + j, res ? res + j : NULL, rows, 1, stride, p + t + j, flags, s + j, d + j);
+                WIDER(col_grad_sums)(dy + j, x + j, res ? res + j : NULL, rows, 1, stride, p + (t + j) / post, 1, flags, s + j, d + j);
             }
 #endif
         for (ptrdiff_t j = 0; j < w; j++) { dsum[t + j] += s[j]; dot[t + j] += d[j]; }
@@ -228,11 +234,12 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
 
 typedef struct { T a[FN_TILE], b[FN_TILE], c[FN_TILE]; } NAME(col_grads);
 
-FN_INLINE ptrdiff_t NAME(col_grad_run)(const fn_norm *p, const fn_grad *g, ptrdiff_t w) {
-    int wide = p[0].wide || !fn_grad_is_safe(g);
-    ptrdiff_t j = 1;
-    while (j < w && (p[j].wide || !fn_grad_is_safe(g + j)) == wide) j++;
-    return j;
+FN_INLINE int NAME(col_grad_wide)(const fn_norm *p, const fn_grad *g) { return p->wide || !fn_grad_is_safe(g); }
+FN_INLINE ptrdiff_t NAME(col_grad_run)(const fn_norm *p, const fn_grad *g, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post) {
+    ptrdiff_t k = from / post, end = (k + 1) * post;
+    int wide = NAME(col_grad_wide)(p + k, g + k);
+    while (end < from + w && NAME(col_grad_wide)(p + end / post, g + end / post) == wide) end += post;
+    return end < from + w ? end - from : w;
 }
 
 FN_INLINE void NAME(col_grad_apply_one)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t stride,
@@ -264,28 +271,30 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
 
 FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv,
                                                            void *drv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
-                                                           const fn_norm *p, const fn_grad *g, int flags) {
+                                                           const fn_norm *p, const fn_grad *g, ptrdiff_t post, int flags) {
     NAME(col_norms) v;
     NAME(col_grads) q;
     int stream = (flags & FN_STREAM) && ((uintptr_t)dxv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
     int relu = flags & FN_RELU;
     for (ptrdiff_t t = 0, w; t < width; t += w) {
-        w = NAME(col_grad_run)(p + t, g + t, width - t < FN_TILE ? width - t : FN_TILE);
+        w = NAME(col_grad_run)(p, g, t, width - t < FN_TILE ? width - t : FN_TILE, post);
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
         S *dx = (S *)dxv + t, *dres = drv ? (S *)drv + t : NULL;
 #ifdef WIDER
-        if (FN_UNLIKELY(p[t].wide || !fn_grad_is_safe(g + t))) {
-            WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, p + t, g + t, relu);
+        if (FN_UNLIKELY(NAME(col_grad_wide)(p + t / post, g + t / post))) {
+            if (w > (t / post + 1) * post - t) w = (t / post + 1) * post - t;
+            WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, p + t / post, g + t / post, w, relu);
             continue;
         }
 #endif
-        NAME(col_split)(p + t, w, &v);
+        NAME(col_split)(p, t, w, post, &v);
         stream &= ((uintptr_t)dx & 63) == 0;
-        for (ptrdiff_t j = 0; j < (w + LANES - 1) / LANES * LANES; j++) {
-            q.a[j] = j < w ? (T)g[t + j].a : 0;
-            q.b[j] = j < w ? (T)g[t + j].b : 0;
-            q.c[j] = j < w ? (T)g[t + j].c : 0;
+        ptrdiff_t j = 0;
+        for (ptrdiff_t k = t / post; j < w; k++) {
+            ptrdiff_t end = (k + 1) * post - t < w ? (k + 1) * post - t : w;
+            for (; j < end; j++) { q.a[j] = (T)g[k].a; q.b[j] = (T)g[k].b; q.c[j] = (T)g[k].c; }
         }
+        for (; j < (w + LANES - 1) / LANES * LANES; j++) q.a[j] = q.b[j] = q.c[j] = 0;
         for (ptrdiff_t r = 0; r < rows; r += 4) {
             ptrdiff_t some = rows - r < 4 ? rows - r : 4, o = r * stride;
             const S *rr = res && relu ? res + o : NULL;

@@ -46,13 +46,14 @@ typedef struct {
     void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo);
     /* m2[j] += Σ_r (x[r,j] - centre[j])² - rows·(centre[j] - fl(centre[j]))²: about the centre in double. */
     void (*col_squares)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2);
+    /* Here and below p and g have an entry per channel, which owns `post` neighbouring columns. */
     void (*col_affine)(const void *x, const void *residual, void *y, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
-                       const fn_norm *p, int flags);
+                       const fn_norm *p, ptrdiff_t post, int flags);
     /* dsum[j] += Σ_r dy[r,j]; dot[j] += Σ_r dy[r,j]·(x[r,j] - mean[j]). */
     void (*col_grad_sums)(const void *dy, const void *x, const void *residual, ptrdiff_t rows, ptrdiff_t width,
-                          ptrdiff_t stride, const fn_norm *p, int flags, double *dsum, double *dot);
+                          ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags, double *dsum, double *dot);
     void (*col_grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, ptrdiff_t rows,
-                           ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, const fn_grad *g, int flags);
+                           ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, const fn_grad *g, ptrdiff_t post, int flags);
 
     /* ---- rows that each have their own statistic and share per-column parameters: layer and RMS norm ----
        Parameters are vectors of the arithmetic type (float, or double for float64). centred = 0 is RMS. */
@@ -92,6 +93,13 @@ typedef struct {
 void fn_accumulate(double *hi, double *lo, double x);
 /* Count, sum and mean from a sum (hi + lo) of n values; m2 is left alone. */
 void fn_mean(double hi, double lo, double n, fn_moments *m);
+/* The moments of `segments` runs of `segment` columns each, from column sums over n / segment rows; every column's mean. */
+void fn_column_means(const double *sum, const double *lost, ptrdiff_t segments, ptrdiff_t segment, double n, fn_moments *out,
+                     double *mean);
+/* m2 of each run from its columns'. */
+void fn_column_squares(const double *m2, ptrdiff_t segments, ptrdiff_t segment, fn_moments *out);
+/* out = the moments of the union of parts[0], parts[stride], ...: sums added, squares moved to the common mean. */
+void fn_pool(const fn_moments *parts, ptrdiff_t count, ptrdiff_t stride, fn_moments *out);
 /* Chan's merge: a becomes the moments of the union of a and b. */
 void fn_merge(fn_moments *a, const fn_moments *b);
 /* Must y = (x - mean)·scale + shift be computed in double? m2 bounds (x - mean)². */

@@ -29,6 +29,13 @@ FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, vf g, vf x, vd mean) {
     a.hi = vd_add(a.hi, vd_mul(vf_high(g), vd_sub(vf_high(x), mean)));
     return a;
 }
+/* += (x - c)², in double */
+FN_INLINE fn_acc32 acc32_square(fn_acc32 a, vf x, vf c) {
+    vd lo = vd_sub(vf_low(x), vf_low(c)), hi = vd_sub(vf_high(x), vf_high(c));
+    a.lo = vd_add(a.lo, vd_mul(lo, lo));
+    a.hi = vd_add(a.hi, vd_mul(hi, hi));
+    return a;
+}
 /* The same with a mean for each lane. */
 FN_INLINE fn_acc32 acc32_dot_each(fn_acc32 a, vf g, vf x, vf mean) {
     a.lo = vd_add(a.lo, vd_mul(vf_low(g), vd_sub(vf_low(x), vf_low(mean))));
@@ -68,12 +75,33 @@ FN_INLINE fn_acc64 acc64_add(fn_acc64 a, vd x) {
 FN_INLINE fn_acc64 acc64_add4(fn_acc64 a, vd x0, vd x1, vd x2, vd x3) {
     return acc64_add(acc64_add(acc64_add(acc64_add(a, x0), x1), x2), x3);
 }
-FN_INLINE fn_acc64 acc64_dot(fn_acc64 a, vd g, vd x, vd mean) { return acc64_add(a, vd_mul(g, vd_sub(x, mean))); }
-FN_INLINE fn_acc64 acc64_dot_each(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot(a, g, x, mean); }
+/* a·b exactly, as the rounded product and what it lost (Dekker's splitting). */
+FN_INLINE vd vd_split(vd a, vd *low) {
+    vd c = vd_mul(a, vd_set1(134217729.0)), high = vd_sub(c, vd_sub(c, a));
+    *low = vd_sub(a, high);
+    return high;
+}
+FN_INLINE vd vd_product(vd a, vd b, vd *lost) {
+    vd al, bl, ah = vd_split(a, &al), bh = vd_split(b, &bl), p = vd_mul(a, b);
+    *lost = vd_add(vd_add(vd_add(vd_sub(vd_mul(ah, bh), p), vd_mul(ah, bl)), vd_mul(al, bh)), vd_mul(al, bl));
+    return p;
+}
+/* += (g + g_low)·(x - mean): the difference and the product carry what they lose. */
+FN_INLINE fn_acc64 acc64_dot_low(fn_acc64 a, vd g, vd g_low, vd x, vd mean) {
+    vd d = vd_sub(x, mean), t = vd_sub(d, x), d_low = vd_sub(vd_sub(x, vd_sub(d, t)), vd_add(mean, t)), lost;
+    vd p = vd_product(g, d, &lost);
+    a = acc64_add(a, p);
+    a.e = vd_add(a.e, vd_add(lost, vd_add(vd_mul(g, d_low), vd_mul(g_low, d))));
+    return a;
+}
+FN_INLINE fn_acc64 acc64_dot(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot_low(a, g, vd_zero(), x, mean); }
+FN_INLINE fn_acc64 acc64_dot_each(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot_low(a, g, vd_zero(), x, mean); }
+FN_INLINE fn_acc64 acc64_square(fn_acc64 a, vd x, vd c) { return acc64_dot_low(a, vd_sub(x, c), vd_zero(), x, c); }
 FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, vd dy, vd gamma, vd x, vd mean) {
-    vd g = vd_mul(dy, gamma);
+    vd lost, g = vd_product(dy, gamma, &lost);
     *sum = acc64_add(*sum, g);
-    *dot = acc64_dot(*dot, g, x, mean);
+    sum->e = vd_add(sum->e, lost);
+    *dot = acc64_dot_low(*dot, g, lost, x, mean);
 }
 FN_INLINE fn_dd acc64_sum(fn_acc64 a) {
     double s[8], e[8];

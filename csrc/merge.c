@@ -27,4 +27,46 @@ void fn_merge(fn_moments *a, const fn_moments *b) {
     fn_mean(sum.hi, sum.lo, n, a);
 }
 
+void fn_column_means(const double *sum, const double *lost, ptrdiff_t segments, ptrdiff_t segment, double n, fn_moments *out,
+                     double *mean) {
+    for (ptrdiff_t i = 0; i < segments; i++) {
+        fn_dd s = {sum[i * segment], lost[i * segment]};
+        for (ptrdiff_t j = i * segment + 1; j < (i + 1) * segment; j++) {
+            s = fn_dd_add_d(s, sum[j]);
+            s.lo += lost[j];
+        }
+        fn_mean(s.hi, s.lo, n, out + i);
+        for (ptrdiff_t j = i * segment; j < (i + 1) * segment; j++) mean[j] = out[i].mean;
+    }
+}
+
+void fn_column_squares(const double *m2, ptrdiff_t segments, ptrdiff_t segment, fn_moments *out) {
+    for (ptrdiff_t i = 0; i < segments; i++) {
+        fn_dd s = {m2[i * segment], 0};
+        for (ptrdiff_t j = i * segment + 1; j < (i + 1) * segment; j++) s = fn_dd_add_d(s, m2[j]);
+        s.hi += s.lo;
+        out[i].m2 = s.hi < 0 ? 0 : s.hi;
+    }
+}
+
+void fn_pool(const fn_moments *parts, ptrdiff_t count, ptrdiff_t stride, fn_moments *out) {
+    *out = parts[0];
+    if (count == 1) return;
+    fn_dd sum = {parts->sum, parts->sum_lo}, m2 = {0, 0};
+    double n = parts->n;
+    for (ptrdiff_t i = 1; i < count; i++) {
+        fn_dd more = {parts[i * stride].sum, parts[i * stride].sum_lo};
+        sum = fn_dd_add(sum, more);
+        n += parts[i * stride].n;
+    }
+    fn_mean(sum.hi, sum.lo, n, out);
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const fn_moments *b = parts + i * stride;
+        double delta = (b->mean - out->mean) + (b->mean_lo - out->mean_lo);
+        m2 = fn_dd_add_d(m2, b->m2);
+        m2 = fn_dd_add_d(m2, b->n * (delta * delta));
+    }
+    out->m2 = m2.hi + m2.lo;
+}
+
 int fn_wide(double mean, double m2, double scale) { return fn_needs_wide(mean, m2, scale); }

@@ -6,8 +6,8 @@
               c   = fl(sum / n)       the centre, a constant block's own value exactly
      pass 2   m2  = Σ(x - c)² - n·(mean - c)²
 
-   Squares are added in the storage precision as a tree of eight, then widened, so that at most three roundings separate a
-   square from a double. Nothing cancels: c is within half an ULP of the block's mean. Blocks are merged in index order. */
+   Squares are added in the storage precision as a tree of eight, then widened, so that few roundings, and independent ones,
+   separate a square from a double; the last few of a span are squared in double, because there is no crowd to average them. Nothing cancels: c is within half an ULP of the block's mean. Blocks are merged in index order. */
 
 #define FN_BLOCK (16384 / (ptrdiff_t)sizeof(T))
 
@@ -27,13 +27,8 @@ FN_INLINE V NAME(square)(const S *x, V c) { V d = SUB(LOAD(x), c); return MUL(d,
 FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c) {
     ptrdiff_t i = 0;
     for (; i + 8 * LANES <= len; i += 8 * LANES) acc = ACC_ADD(acc, ADD(TREE4(SQUARE, 0), TREE4(SQUARE, 4)));
-    if (i + 4 * LANES <= len) { acc = ACC_ADD(acc, TREE4(SQUARE, 0)); i += 4 * LANES; }
-    if (i + 2 * LANES <= len) { acc = ACC_ADD(acc, ADD(SQUARE(0), SQUARE(1))); i += 2 * LANES; }
-    if (i + LANES <= len) { acc = ACC_ADD(acc, SQUARE(0)); i += LANES; }
-    if (i < len) {
-        V d = FIRST(SUB(LOAD_N(x + i, len - i), c), len - i);
-        acc = ACC_ADD(acc, MUL(d, d));
-    }
+    for (; i + LANES <= len; i += LANES) acc = ACC_SQUARE(acc, LOAD(x + i), c);
+    if (i < len) acc = ACC_SQUARE(acc, FIRST_OR(LOAD_N(x + i, len - i), c, len - i), c);
     return acc;
 }
 

@@ -94,6 +94,17 @@ FN_INLINE vd vd_first(vd a, ptrdiff_t n) {
     FN_EACH(p) a.v[p] = (fn_nd)((fn_nl)a.v[p] & *(const fn_nl_mem *)(m + p * (FN_NATIVE / 4)));
     return a;
 }
+/* Lanes 0 .. n-1 of a, the others from b. */
+FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
+    vf keep = vf_first(a, n), rest = vf_first(b, n);
+    FN_EACH(p) a.v[p] = (fn_nf)((fn_ni)keep.v[p] | ((fn_ni)b.v[p] ^ (fn_ni)rest.v[p]));
+    return a;
+}
+FN_INLINE vd vd_first_or(vd a, vd b, ptrdiff_t n) {
+    vd keep = vd_first(a, n), rest = vd_first(b, n);
+    FN_EACH(p) a.v[p] = (fn_nd)((fn_nl)keep.v[p] | ((fn_nl)b.v[p] ^ (fn_nl)rest.v[p]));
+    return a;
+}
 FN_INLINE vf vf_where_positive(vf z, vf a) { FN_EACH(p) a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(z.v[p] <= 0.0f)); return a; }
 FN_INLINE vd vd_where_positive(vd z, vd a) { FN_EACH(p) a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(z.v[p] <= 0.0)); return a; }
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from fastnorm import functional
-from fastnorm._control import config, get_num_threads, set_num_threads, show_config, threads
+from fastnorm._control import config, get_num_threads, set_num_threads, set_output_cache, show_config, threads
 from fastnorm._version import __version__
 from fastnorm.functional import *  # noqa: F403
 
@@ -19,6 +19,7 @@ __all__ = [
     "functional",
     "get_num_threads",
     "set_num_threads",
+    "set_output_cache",
     "show_config",
     "threads",
     *functional.__all__,

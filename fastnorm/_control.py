@@ -12,13 +12,13 @@ import numpy as np
 from fastnorm._kernels import core
 from fastnorm._version import __version__
 
-__all__ = ["config", "get_num_threads", "set_num_threads", "show_config", "threads"]
+__all__ = ["config", "get_num_threads", "set_num_threads", "set_output_cache", "show_config", "threads"]
 
 
 def set_num_threads(n: int) -> None:
     """Use at most n threads (1 ≤ n ≤ 4096) in every call from now on; results keep their bits.
 
-    Built without OpenMP, one thread is all there is. TypeError or ValueError for anything else than a positive integer.
+    Built without OpenMP, and in a process that was forked, one thread is all there is. TypeError or ValueError for anything else than a positive integer.
     """
     core.set_num_threads(n)
 
@@ -39,9 +39,20 @@ def threads(n: int) -> Iterator[None]:
         core.set_num_threads(before)
 
 
+def set_output_cache(limit: int) -> None:
+    """Keep at most `limit` bytes of released output buffers for the next outputs of their size; 0 keeps none.
+
+    Pages that the system hands out for the first time cost more than normalizing what goes there, so outputs of 128 KiB and
+    more come from this cache (256 MiB unless FASTNORM_OUTPUT_CACHE_MB says otherwise). A buffer enters it when the array that
+    owned it is gone; the oldest leave it when the limit is passed. TypeError or ValueError for anything but such a number.
+    """
+    core.set_output_cache(limit)
+
+
 def config() -> dict[str, Any]:
     """What `show_config` prints, as a dictionary."""
     why = core.reasons()
+    cached, limit = core.output_cache()
     return {
         "version": __version__,
         "isa": core.isa(),
@@ -50,6 +61,8 @@ def config() -> dict[str, Any]:
         "threads": core.get_num_threads(),
         "threads_chosen_by": why["threads"],
         "openmp": core.have_openmp(),
+        "output_cache": cached,
+        "output_cache_limit": limit,
         "compiler": core.compiler(),
         "numpy": np.__version__,
         "machine": platform.machine(),
@@ -62,4 +75,5 @@ def show_config() -> None:
     print(f"fastnorm {c['version']} with NumPy {c['numpy']} on {c['machine']}")
     print(f"instruction set: {c['isa']} ({c['isa_chosen_by']}); available: {', '.join(c['isa_available'])}")
     print(f"threads: {c['threads']} ({c['threads_chosen_by']}); OpenMP: {'yes' if c['openmp'] else 'no'}")
+    print(f"output cache: {c['output_cache'] / 2**20:.0f} of at most {c['output_cache_limit'] / 2**20:.0f} MiB")
     print(f"compiled by: {c['compiler']}")

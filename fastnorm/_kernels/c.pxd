@@ -28,11 +28,11 @@ cdef extern from "fastnorm.h" nogil:
         void col_squares(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, const double *centre,
                          double *m2) noexcept nogil
         void col_affine(const void *x, const void *residual, void *y, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride,
-                        const fn_norm *p, int flags) noexcept nogil
+                        const fn_norm *p, Py_ssize_t post, int flags) noexcept nogil
         void col_grad_sums(const void *dy, const void *x, const void *residual, Py_ssize_t rows, Py_ssize_t width,
-                           Py_ssize_t stride, const fn_norm *p, int flags, double *dsum, double *dot) noexcept nogil
+                           Py_ssize_t stride, const fn_norm *p, Py_ssize_t post, int flags, double *dsum, double *dot) noexcept nogil
         void col_grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, Py_ssize_t rows,
-                            Py_ssize_t width, Py_ssize_t stride, const fn_norm *p, const fn_grad *g, int flags) noexcept nogil
+                            Py_ssize_t width, Py_ssize_t stride, const fn_norm *p, const fn_grad *g, Py_ssize_t post, int flags) noexcept nogil
         void row_moments(const void *x, Py_ssize_t len, int centred, fn_moments *m) noexcept nogil
         void row_apply(const void *x, void *y, Py_ssize_t len, const void *gamma, const void *beta, const fn_norm *p,
                        int centred, int flags, Py_ssize_t ahead) noexcept nogil
@@ -55,6 +55,10 @@ cdef extern from "fastnorm.h" nogil:
         void put(const double *src, Py_ssize_t n, void *dst, Py_ssize_t stride) noexcept nogil
     void fn_accumulate(double *hi, double *lo, double x) noexcept
     void fn_mean(double hi, double lo, double n, fn_moments *m) noexcept
+    void fn_column_means(const double *sum, const double *lost, Py_ssize_t segments, Py_ssize_t segment, double n,
+                         fn_moments *out, double *mean) noexcept
+    void fn_column_squares(const double *m2, Py_ssize_t segments, Py_ssize_t segment, fn_moments *out) noexcept
+    void fn_pool(const fn_moments *parts, Py_ssize_t count, Py_ssize_t stride, fn_moments *out) noexcept
     void fn_merge(fn_moments *a, const fn_moments *b) noexcept
     int fn_wide(double mean, double m2, double scale) noexcept
     const fn_ops *fn_table(int level) noexcept

@@ -12,16 +12,14 @@ from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport (
-    fn_accumulate, fn_grad, fn_mean, fn_merge, fn_moments, fn_norm, omp_get_thread_num,
+    fn_accumulate, fn_column_means, fn_column_squares, fn_grad, fn_moments, fn_norm, fn_pool, omp_get_thread_num,
 )
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport Job, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count
 
 cdef enum:
-    TILE_ELEMENTS = 262144  # a tile of 1 MB of float32 is still near when it is normalized
-    BAND_ELEMENTS = 65536  # a band of 256 KB is in L2 for the second look
-    WIDEST = 1024
-    NARROWEST = 64  # columns: 256 bytes of a row, so that DRAM pages are not opened for less
+    BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
+    WIDEST = 2048  # columns: two pages of a row, so that memory is walked in long strides; more would leave too few rows in L2
 
 
 # One matrix per sample (one in all for batch norm), `statistics` to a row.
@@ -29,7 +27,7 @@ ctypedef struct Matrix:
     Py_ssize_t samples, rows, width, segment, statistics
     Py_ssize_t tile, tiles  # columns in a tile; tiles in a matrix
     Py_ssize_t band, bands  # rows in a band; bands in a matrix
-    Py_ssize_t in_tile  # statistics in a tile
+    Py_ssize_t in_tile, channels  # statistics, and channels, in a tile
 
 
 cdef Matrix matrix_of(const Job *job) noexcept nogil:
@@ -41,15 +39,15 @@ cdef Matrix matrix_of(const Job *job) noexcept nogil:
         a.samples, a.rows, a.segment = job.n, job.pre, job.c // job.groups * job.post
     a.width = job.c * job.post
     a.statistics = a.width // a.segment
-    n = TILE_ELEMENTS // a.rows
-    n = (WIDEST if n > WIDEST else NARROWEST if n < NARROWEST else n) // a.segment
+    n = WIDEST // a.segment
     while n > 1 and n * a.segment % 32 != 0:  # whole cache lines, in half types too
         n -= 1
     a.in_tile = least(a.statistics, n if n > 0 else 1)
     a.tile = a.in_tile * a.segment
     a.tiles = ceil_div(a.statistics, a.in_tile)
+    a.channels = a.tile // job.post
     n = BAND_ELEMENTS // a.tile // 8 * 8
-    a.band = 1024 if n > 1024 else 16 if n < 16 else n
+    a.band = 4096 if n > 4096 else 16 if n < 16 else n
     a.bands = ceil_div(a.rows, a.band)
     return a
 
@@ -84,12 +82,13 @@ cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
 ctypedef struct Scratch:
     double *sum
     double *lost
+    double *mean
     fn_norm *norms
     fn_grad *grads
 
 
 cdef inline Py_ssize_t scratch_size(const Matrix *a) noexcept nogil:
-    return a.tile * (2 * sizeof(double) + sizeof(fn_norm) + sizeof(fn_grad)) + 64
+    return a.tile * 3 * sizeof(double) + a.channels * (sizeof(fn_norm) + sizeof(fn_grad)) + 64
 
 
 cdef inline Scratch scratch_of(const Matrix *a, char *memory) noexcept nogil:
@@ -97,8 +96,9 @@ cdef inline Scratch scratch_of(const Matrix *a, char *memory) noexcept nogil:
     cdef char *mine = memory + omp_get_thread_num() * scratch_size(a)
     s.sum = <double *> mine
     s.lost = s.sum + a.tile
-    s.grads = <fn_grad *> (s.lost + a.tile)
-    s.norms = <fn_norm *> (s.grads + a.tile)
+    s.mean = s.lost + a.tile
+    s.grads = <fn_grad *> (s.mean + a.tile)
+    s.norms = <fn_norm *> (s.grads + a.channels)
     return s
 
 
@@ -107,37 +107,23 @@ cdef inline Scratch scratch_of(const Matrix *a, char *memory) noexcept nogil:
 cdef void reduce_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, fn_moments *out) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
     cdef Scratch s = scratch_of(a, memory)
-    cdef Py_ssize_t i, j
-    cdef double hi, lo
+    cdef Py_ssize_t j
     for j in range(z.width):
         s.sum[j] = s.lost[j] = 0
     job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, s.sum, s.lost)
-    for i in range(z.statistics):
-        hi = lo = 0
-        for j in range(i * a.segment, (i + 1) * a.segment):
-            fn_accumulate(&hi, &lo, s.sum[j])
-            lo += s.lost[j]
-        fn_mean(hi, lo, <double> (z.rows * a.segment), out + i)
-        for j in range(i * a.segment, (i + 1) * a.segment):
-            s.sum[j] = out[i].mean
-            s.lost[j] = 0
-    job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, s.sum, s.lost)
-    for i in range(z.statistics):
-        out[i].m2 = 0
-        for j in range(i * a.segment, (i + 1) * a.segment):
-            out[i].m2 += s.lost[j]
-        if out[i].m2 < 0:
-            out[i].m2 = 0
+    fn_column_means(s.sum, s.lost, z.statistics, a.segment, <double> (z.rows * a.segment), out, s.mean)
+    for j in range(z.width):
+        s.sum[j] = 0
+    job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, s.mean, s.sum)
+    fn_column_squares(s.sum, z.statistics, a.segment, out)
 
 
 # The bands of tile v (of samples × tiles) into its statistics.
 cdef void merge_bands(const Job *job, const Matrix *a, Py_ssize_t v, const fn_moments *parts, fn_moments *out) noexcept nogil:
     cdef Cell z = cell_of(job, a, v * a.bands)
-    cdef Py_ssize_t i, band
+    cdef Py_ssize_t i
     for i in range(z.statistics):
-        out[i] = parts[v * a.bands * a.in_tile + i]
-        for band in range(1, a.bands):
-            fn_merge(out + i, parts + (v * a.bands + band) * a.in_tile + i)
+        fn_pool(parts + v * a.bands * a.in_tile + i, a.bands, a.in_tile, out + i)
 
 
 cdef void moments_of_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memory, fn_moments *parts,
@@ -167,19 +153,17 @@ cdef int columns_moments(const Job *job, fn_moments *out) noexcept nogil:
 
 # ---- forward ----
 
-# The per-column numbers of a cell's tile; channels are constant over `post` columns.
+# The numbers of each channel in a cell's tile.
 cdef void norms_of_cell(const Job *job, const Matrix *a, const Cell *z, fn_norm *p) noexcept nogil:
-    cdef Py_ssize_t j, k, channel
-    for channel in range(z.width // job.post):
-        j = channel * job.post
-        p[j] = norm_of(job, z.statistic + j // a.segment, z.first // job.post + channel)
-        for k in range(j + 1, j + job.post):
-            p[k] = p[j]
+    cdef Py_ssize_t k, per_statistic = a.segment // job.post
+    for k in range(z.width // job.post):
+        p[k] = norm_of(job, z.statistic + k // per_statistic, z.first // job.post + k)
 
 
 cdef void normalize_cell(const Job *job, const Matrix *a, Py_ssize_t u, const fn_norm *p) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
-    job.ops.col_affine(job.x + z.offset, at(job.residual, z.offset), job.y + z.offset, z.rows, z.width, a.width, p, job.flags)
+    job.ops.col_affine(job.x + z.offset, at(job.residual, z.offset), job.y + z.offset, z.rows, z.width, a.width, p,
+                       job.post, job.flags)
 
 
 cdef void normalize_cell_alone(const Job *job, const Matrix *a, Py_ssize_t u, char *memory) noexcept nogil:
@@ -242,16 +226,19 @@ cdef void sum_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, 
     cdef Cell z = cell_of(job, a, u)
     cdef Scratch s = scratch_of(a, memory)
     cdef Py_ssize_t j, k
+    cdef double low[2]
     for j in range(z.width):
         s.sum[j] = s.lost[j] = 0
     norms_of_cell(job, a, &z, s.norms)
     job.ops.col_grad_sums(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), z.rows, z.width, a.width, s.norms,
-                          job.flags, s.sum, s.lost)
+                          job.post, job.flags, s.sum, s.lost)
     for k in range(z.width // job.post):
-        parts[2 * k] = parts[2 * k + 1] = 0
+        parts[2 * k] = parts[2 * k + 1] = low[0] = low[1] = 0
         for j in range(k * job.post, (k + 1) * job.post):
-            parts[2 * k] += s.sum[j]
-            parts[2 * k + 1] += s.lost[j]
+            fn_accumulate(parts + 2 * k, low, s.sum[j])
+            fn_accumulate(parts + 2 * k + 1, low + 1, s.lost[j])
+        parts[2 * k] += low[0]
+        parts[2 * k + 1] += low[1]
 
 
 cdef void merge_sums(const Job *job, const Matrix *a, Py_ssize_t v, const double *parts, double *sums, double *totals) noexcept nogil:
@@ -275,16 +262,13 @@ cdef void merge_sums(const Job *job, const Matrix *a, Py_ssize_t v, const double
 cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, const double *totals) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
     cdef Scratch s = scratch_of(a, memory)
-    cdef Py_ssize_t j, k, i, channel
+    cdef Py_ssize_t k, i, per_statistic = a.segment // job.post
     norms_of_cell(job, a, &z, s.norms)
-    for channel in range(z.width // job.post):
-        j = channel * job.post
-        i = z.statistic + j // a.segment
-        s.grads[j] = grad_of(job, i, z.first // job.post + channel, totals[2 * i], totals[2 * i + 1])
-        for k in range(j + 1, j + job.post):
-            s.grads[k] = s.grads[j]
+    for k in range(z.width // job.post):
+        i = z.statistic + k // per_statistic
+        s.grads[k] = grad_of(job, i, z.first // job.post + k, totals[2 * i], totals[2 * i + 1])
     job.ops.col_grad_apply(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), job.y + z.offset,
-                           <char *> at(job.dresidual, z.offset), z.rows, z.width, a.width, s.norms, s.grads, job.flags)
+                           <char *> at(job.dresidual, z.offset), z.rows, z.width, a.width, s.norms, s.grads, job.post, job.flags)
 
 
 cdef void backward_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memory, double *parts, double *sums,

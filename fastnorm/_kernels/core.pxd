@@ -1,3 +1,4 @@
+cimport numpy as cnp
 from fastnorm._kernels.c cimport fn_ops
 
 # The kernels of one storage type (FN_F32 ...) at the instruction set in use.
@@ -6,3 +7,5 @@ cdef const fn_ops *ops_for(int dtype) noexcept nogil
 cdef int threads_for(Py_ssize_t elements) noexcept nogil
 # Whether an output of `nbytes` should go past the cache.
 cdef int streams(Py_ssize_t nbytes) noexcept nogil
+# A new array of x's shape, dtype and layout, from the cache of released outputs if it is large; its elements are not set.
+cdef cnp.ndarray fresh(cnp.ndarray x)

@@ -3,7 +3,11 @@
 Design: both are plain C variables, read without the GIL. The instruction set is chosen once, when imported: the widest one
 that this build contains and this processor runs, unless FASTNORM_ISA names another. It never changes a result's bits.
 """
+cimport numpy as cnp
 import os
+
+from cpython.pycapsule cimport PyCapsule_New
+from libc.string cimport strcpy
 
 from fastnorm._kernels.c cimport (
     FN_AVX2, FN_AVX512, FN_BASELINE, FN_COMPILER, FN_HAVE_OPENMP, FN_LEVELS, FN_NEON, fn_ops, fn_table,
@@ -20,9 +24,43 @@ cdef Py_ssize_t STREAM_BYTES = 12 << 20
 
 _NAMES = {FN_BASELINE: "baseline", FN_AVX2: "avx2", FN_AVX512: "avx512", FN_NEON: "neon"}
 
+cdef extern from "pool.h" nogil:
+    void *fn_pool_malloc(void *ctx, size_t size)
+    void *fn_pool_calloc(void *ctx, size_t count, size_t size)
+    void *fn_pool_realloc(void *ctx, void *p, size_t size)
+    void fn_pool_free(void *ctx, void *p, size_t size)
+    void fn_pool_set_limit(size_t limit)
+    void fn_pool_after_fork()
+    size_t fn_pool_limit()
+    size_t fn_pool_bytes()
+
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyDataMemAllocator:
+        void *ctx
+        void *(*malloc)(void *ctx, size_t size)
+        void *(*calloc)(void *ctx, size_t count, size_t size)
+        void *(*realloc)(void *ctx, void *p, size_t size)
+        void (*free)(void *ctx, void *p, size_t size)
+    ctypedef struct PyDataMem_Handler:
+        char name[127]
+        unsigned char version
+        PyDataMemAllocator allocator
+    object PyDataMem_SetHandler(object handler)
+    object PyArray_NewLikeArray(cnp.ndarray prototype, cnp.NPY_ORDER order, cnp.PyArray_Descr *descr, int subok)
+
+cnp.import_array()
+
+# Arrays of at least this many bytes come from the cache: smaller ones malloc recycles by itself without new pages.
+cdef enum:
+    POOLED_BYTES = 131072
+
+cdef PyDataMem_Handler _handler
+cdef object _pool = None
+
 cdef const fn_ops *_table = NULL
 cdef int _level = -1
 cdef int _threads = 1
+cdef bint _forked = False
 _isa_reason = "the widest this processor runs"
 _threads_reason = "the CPUs this process may use"
 
@@ -38,6 +76,30 @@ cdef int threads_for(Py_ssize_t elements) noexcept nogil:
 
 cdef int streams(Py_ssize_t nbytes) noexcept nogil:
     return nbytes >= STREAM_BYTES
+
+
+cdef cnp.ndarray fresh(cnp.ndarray x):
+    if cnp.PyArray_NBYTES(x) < POOLED_BYTES or fn_pool_limit() == 0:
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    before = PyDataMem_SetHandler(_pool)
+    try:
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    finally:
+        PyDataMem_SetHandler(before)
+
+
+def set_output_cache(limit):
+    """Keep at most `limit` bytes of released output buffers; 0 keeps none."""
+    if isinstance(limit, bool) or not hasattr(limit, "__index__"):
+        raise TypeError(f"limit: expected an integer number of bytes, got {type(limit).__name__}")
+    if limit.__index__() < 0 or limit.__index__() >= 1 << 62:
+        raise ValueError(f"limit: expected a number of bytes of at least 0, got {limit}")
+    fn_pool_set_limit(limit.__index__())
+
+
+def output_cache():
+    """(bytes kept now, most that are kept)"""
+    return fn_pool_bytes(), fn_pool_limit()
 
 
 def available_isas():
@@ -77,20 +139,22 @@ def get_num_threads():
 
 
 def set_num_threads(n):
-    """Use at most n threads (n ≥ 1) from now on, in every Python thread of this process."""
+    """Use at most n threads (n ≥ 1) from now on, in every Python thread of this process; one in a forked process."""
     global _threads
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n: expected an integer number of threads, got {type(n).__name__}")
     n = n.__index__()
     if not 1 <= n <= 4096:
         raise ValueError(f"n: expected a number of threads between 1 and 4096, got {n}")
-    _threads = n if FN_HAVE_OPENMP else 1
+    _threads = n if FN_HAVE_OPENMP and not _forked else 1
 
 
 def _after_fork():
-    # libgomp's threads do not survive a fork, and waiting for them would hang the child.
-    global _threads, _threads_reason
+    # OpenMP's threads do not survive a fork, and waiting for them would hang the child: it stays on one.
+    global _threads, _threads_reason, _forked
     _threads = 1
+    _forked = True
+    fn_pool_after_fork()
     _threads_reason = "one, in a process that was forked"
 
 
@@ -105,7 +169,18 @@ def _positive(name, text):
 
 
 def _start():
-    global _isa_reason, _threads_reason
+    global _isa_reason, _threads_reason, _pool
+    strcpy(_handler.name, b"fastnorm")
+    _handler.version = 1
+    _handler.allocator.malloc, _handler.allocator.calloc = fn_pool_malloc, fn_pool_calloc
+    _handler.allocator.realloc, _handler.allocator.free = fn_pool_realloc, fn_pool_free
+    _pool = PyCapsule_New(&_handler, "mem_handler", NULL)
+    fn_pool_set_limit(256 << 20)
+    cache = os.environ.get("FASTNORM_OUTPUT_CACHE_MB")
+    if cache:
+        if not cache.isdigit():
+            raise ImportError(f"FASTNORM_OUTPUT_CACHE_MB: expected a whole number of at least 0, got {cache!r}")
+        fn_pool_set_limit(int(cache) << 20)
     *_, widest = available_isas()
     set_isa(widest)
     wanted = os.environ.get("FASTNORM_ISA")

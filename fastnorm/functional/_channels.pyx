@@ -9,11 +9,11 @@ from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport FN_F64, FN_RELU, FN_STREAM
-from fastnorm._kernels.core cimport ops_for, streams
+from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.job cimport element_count, statistic_count
 from fastnorm._kernels.norm cimport norm_backward, norm_forward
 from fastnorm.functional._check cimport (
-    Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fraction_of, fresh, layout_of, like, output,
+    Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fraction_of, layout_of, like, output,
     parameter, vector,
 )
 from fastnorm._types import NormGrads, ResidualNormGrads
@@ -80,7 +80,7 @@ cdef ChannelContext prepare(str op, object x, object axis, object groups, object
     if ndim < 2:
         raise ValueError(f"x: expected at least 2 axes (samples and channels), got shape {x.shape}")
     ax = 1 if type(axis) is int and <object> axis == 1 else axis_of(axis, ndim, "axis")
-    if apart_samples and ax == 0:
+    if ax == 0 and op != "batch_norm":
         raise ValueError("axis: expected the channel axis, which cannot be axis 0, the samples")
     ctx.job.eps = eps_of(eps)
     if activation_of(activation):

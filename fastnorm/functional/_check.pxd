@@ -14,7 +14,6 @@ cdef int parameter_dtype(object p, str name, int dtype) except -1
 cdef int parameter(object p, str name, Py_ssize_t size, int dtype) except -1
 cdef cnp.ndarray dense(cnp.ndarray a, int first_axis_leads)
 cdef Layout layout_of(cnp.ndarray a, int axis, int samples_apart) noexcept
-cdef cnp.ndarray fresh(cnp.ndarray x)
 cdef cnp.ndarray like(object a, str name, cnp.ndarray x, int dtype)
 cdef cnp.ndarray output(object out, object x, cnp.ndarray work, int dtype)
 cdef int apart(object out, object a, str name, int may_be_same) except -1

@@ -8,12 +8,9 @@ import numpy as np
 from libc.math cimport isfinite
 
 from fastnorm._kernels.c cimport FN_BF16, FN_F16, FN_F32, FN_F64
-from fastnorm._kernels.core cimport ops_for
+from fastnorm._kernels.core cimport fresh, ops_for
 
 cnp.import_array()
-
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewLikeArray(cnp.ndarray prototype, cnp.NPY_ORDER order, cnp.PyArray_Descr *descr, int subok)
 
 cdef type _masked = np.ma.MaskedArray
 cdef int _bfloat16 = -1  # NumPy's number for ml_dtypes.bfloat16, once an array of it was seen
@@ -210,11 +207,6 @@ cdef bint _same_layout(cnp.ndarray a, cnp.ndarray b) noexcept:
         if cnp.PyArray_DIM(a, i) > 1 and cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i):
             return False
     return True
-
-
-cdef cnp.ndarray fresh(cnp.ndarray x):
-    """A new array of x's shape, dtype and layout; its elements are not set."""
-    return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
 
 
 cdef cnp.ndarray like(object a, str name, cnp.ndarray x, int dtype):

@@ -4,9 +4,9 @@ import numpy as np
 from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.c cimport FN_F64, FN_STREAM
-from fastnorm._kernels.core cimport ops_for, streams
+from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.rows cimport rows_backward, rows_forward
-from fastnorm.functional._check cimport apart, dtype_of, eps_of, fresh, like, output, parameter_dtype, vector
+from fastnorm.functional._check cimport apart, dtype_of, eps_of, like, output, parameter_dtype, vector
 from fastnorm._types import NormGrads, ResidualNormGrads
 
 cnp.import_array()
