@@ -12,7 +12,7 @@
 enum { ROWS = 11, WIDTH = 523, SIZE = ROWS * WIDTH, LINES = 1024 };
 
 static const char *DTYPES[FN_DTYPES] = {"float32", "float64", "float16", "bfloat16"};
-static const ptrdiff_t LENGTHS[] = {1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 129, 257, WIDTH};
+static const ptrdiff_t LENGTHS[] = {1, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 129, 257, 518, WIDTH};
 static const double SCALES[][2] = {{1, 0.5}, {1, 1000}, {1e-3, 100}, {1e30, 0}, {1e-30, 0}, {0, 3}}; /* spread, mean */
 enum { N_LENGTHS = sizeof LENGTHS / sizeof *LENGTHS, N_SCALES = sizeof SCALES / sizeof *SCALES };
 
@@ -137,25 +137,26 @@ static void columns(data_t *d, int level, const char *dtype) {
     fn_grad *g = memory(WIDTH * sizeof *g);
     for (int relu = 0; relu < 2; relu++) {
         EVERY(which) EVERY_LENGTH(width) {
+            ptrdiff_t post = width % 7 ? 1 : 7, channels = width / post;
             fill(d, which);
             memset(v, 0, 6 * WIDTH * sizeof *v);
             o->col_sums(d->x, ROWS, width, WIDTH, sum, low);
             for (ptrdiff_t j = 0; j < width; j++) centre[j] = (sum[j] + low[j]) / ROWS;
             o->col_squares(d->x, ROWS, width, WIDTH, centre, m2);
-            for (ptrdiff_t j = 0; j < width; j++) {
-                fn_moments m = {ROWS, centre[j], 0, m2[j]};
+            for (ptrdiff_t j = 0; j < channels; j++) { /* the statistics of a channel's first column stand for it */
+                fn_moments m = {ROWS, centre[j * post], 0, m2[j * post]};
                 p[j] = norm_of(&m, 1.25, 0.5);
             }
             const void *res = relu && width % 2 ? d->res : NULL;
-            o->col_affine(d->x, res, d->y, ROWS, width, WIDTH, p, relu);
+            o->col_affine(d->x, res, d->y, ROWS, width, WIDTH, p, post, relu);
             eat_storage(d, d->y);
-            o->col_grad_sums(d->dy, d->x, res, ROWS, width, WIDTH, p, relu, dsum, dot);
-            for (ptrdiff_t j = 0; j < width; j++) {
+            o->col_grad_sums(d->dy, d->x, res, ROWS, width, WIDTH, p, post, relu, dsum, dot);
+            for (ptrdiff_t j = 0; j < channels; j++) {
                 double r = p[j].scale;
-                fn_grad one = {r, -r * r * r * dot[j] / ROWS, -r * dsum[j] / ROWS};
+                fn_grad one = {r, -r * r * r * dot[j * post] / ROWS, -r * dsum[j * post] / ROWS};
                 g[j] = one;
             }
-            o->col_grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, ROWS, width, WIDTH, p, g, relu);
+            o->col_grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, ROWS, width, WIDTH, p, g, post, relu);
             eat_doubles(v, 6 * WIDTH);
             eat_storage(d, d->y);
             eat_storage(d, d->z);
