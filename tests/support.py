@@ -318,7 +318,7 @@ OPERATIONS = {
     "log_softmax_columns": Operation(along("log_softmax", 1), (3, 67, 5), (7, 301, 131)),
     "cross_entropy": Operation(cross_entropy(), (35, 19), (3001, 100)),
     "cross_entropy_images": Operation(
-        cross_entropy(reduction="none", label_smoothing=0.1), (3, 19, 5, 7), (7, 19, 47, 49)
+        cross_entropy(reduction="none", label_smoothing=0.1), (3, 19, 5, 7), (5, 101, 25, 27)
     ),
     "cross_entropy_sum": Operation(cross_entropy(reduction="sum", label_smoothing=0.3), (35, 19), (3001, 100)),
     "dropout": Operation(dropout(), (3, 5, 67), (301, 1001)),
