@@ -7,8 +7,9 @@ two passes, (x - x.mean()) / sqrt(x.var() + eps), in float32.
 
     python bench/accuracy.py              y
     python bench/accuracy.py --backward   dx for a random dy (JAX and PyTorch by their automatic differentiation)
+    python bench/accuracy.py --search     fastnorm's largest errors, element by element, over random rows
 
-Prints the table of the README in Markdown. Libraries that are not installed are left out.
+Prints tables in Markdown. Libraries that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +116,51 @@ def show(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:.1e}".replace("e+0", "e")
 
 
+def record(worst: dict[str, float], what: str, got: Array, expected: Array, scale: Array) -> None:
+    worst[what] = max(worst[what], float(exact.ulp_error(got, expected, scale, np.float32).max()))
+
+
+def search(rounds: int = 400) -> None:
+    """Largest errors at the scales of the promises, by the length of the rows: random mean, deviation, gamma, beta, dy."""
+    print("| values in a row | mean | var | y | y with gamma, beta | dx | dx with gamma |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    for m in (2, 3, 8, 16, 100, 1000, 5000):
+        rng = np.random.default_rng(m)
+        worst = dict.fromkeys(("mean", "var", "y", "affine", "dx", "dx affine"), 0.0)
+        for _ in range(max(8, rounds // (1 + m // 100))):
+            rows = max(4, 4000 // m)
+            mean, std = 10 ** rng.uniform(-3, 6, (2, rows, 1))
+            x = (mean + std * rng.standard_normal((rows, m))).astype(np.float32)
+            gamma, beta, dy = (rng.standard_normal(n).astype(np.float32) for n in (m, m, (rows, m)))
+            v, eps = exact.view("layer", x.shape), 1e-5
+            known = exact.standardise(v, x, eps)
+
+            note = partial(record, worst)
+            f = exact.forward(v, x, None, None, eps, known=known)
+            deviation = np.sqrt(f.var)
+            got_mean, got_var = fn.moments(x, axis=1)
+            note("mean", got_mean, f.mean, np.maximum(np.abs(f.mean), deviation))
+            note("var", got_var, f.var, f.var)
+            y, dx = ours(x, dy, eps)
+            note("y", y, f.y, f.scale)
+            b = exact.backward(v, x, dy, None, eps, known=known)
+            note("dx", dx, b.dx, b.dx_scale)
+            y, ctx = fn.layer_norm_forward(x, x.shape[1:], gamma, beta, eps)
+            f = exact.forward(v, x, gamma, beta, eps, known=known)
+            note("affine", y, f.y, f.scale)
+            b = exact.backward(v, x, dy, gamma, eps, known=known)
+            note("dx affine", fn.layer_norm_backward(dy, ctx).dx, b.dx, b.dx_scale)
+        print(f"| {m} | {' | '.join(f'{e:.2f}' for e in worst.values())} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backward", action="store_true", help="errors of dx in place of those of y")
-    backward = parser.parse_args().backward
+    parser.add_argument("--search", action="store_true", help="fastnorm alone, on random rows")
+    options = parser.parse_args()
+    if options.search:
+        return search()
+    backward = options.backward
     norms = contenders()
     print(f"| float32 rows, {'dx' if backward else 'y'} | {' | '.join(norms)} |")
     print("|---|" + "---:|" * len(norms))
