@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,15 @@ def batch_size(lab: Lab) -> Result:
     for kind, norm, size, seed in lab.each(cases):
         image = kind == "convolutional"
         data = (lab.images if image else lab.vectors).head(lab.choose(500, 96))
-        # The rate goes with the batch size, so that an epoch moves the weights equally far at every size.
+        # The rate goes with the root of the batch size, as its noise does, and large batches get more epochs: with the
+        # same few they would be judged by how few steps they took.
+        epochs = lab.choose(max(8, math.ceil(150 * size / len(data.x_train))), 1)
         settings = Settings(
             norm=norm,
             optimizer="sgd",
-            lr=0.1 * size / 64,
-            epochs=lab.choose(8, 1),
-            width=16 if image else 128,
+            lr=0.02 * math.sqrt(size / 8),
+            epochs=epochs,
+            width=8 if image else 128,
             layers=4 if image else 3,
             batch_size=size,
             seed=seed,
@@ -55,7 +58,7 @@ def batch_size(lab: Lab) -> Result:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.set_xlabel("batch size (learning rate in proportion)")
+        panel.set_xlabel("batch size (log scale)")
         panel.set_title(f"{kind} network", fontsize=10)
         panel.grid(color="0.92")
     plain_log(panels[0].yaxis)
