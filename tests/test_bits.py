@@ -16,7 +16,6 @@ from support import (
     OPERATIONS,
     Call,
     compute_type,
-    digest,
     draw,
     dtype_of,
     every_dtype,
@@ -32,9 +31,8 @@ def check_machines(call: Call, dy: Any, what: str) -> None:
     for machine in machines():
         found = call.results(dy)
         first = first or found
-        if digest(found) != digest(first):
-            for name, value in found.items():
-                same_bits(value, first[name], f"{what}, {machine}: {name}")
+        for name, value in found.items():
+            same_bits(value, first[name], f"{what}, {machine}: {name}")
 
 
 @every_dtype
@@ -75,7 +73,9 @@ def test_extreme_values_on_every_machine(path: str, dtype: str, rng: np.random.G
 def test_run_after_run(path: str, rng: np.random.Generator) -> None:
     call = OPERATIONS[path].call(rng, "float32", large=True)
     dy = call.upstream(rng)
-    assert len({digest(call.results(dy)) for _ in range(3)}) == 1
+    one, two = call.results(dy), call.results(dy)
+    for name, value in one.items():
+        same_bits(value, two[name], f"{path}: {name}")
 
 
 def shifted(a: np.ndarray, elements: int) -> np.ndarray:
@@ -229,7 +229,7 @@ def test_relu_is_the_unfused_relu(path: str, dtype: str, rng: np.random.Generato
 @paths(lambda call: call.name in ("layer_norm", "rms_norm", "instance_norm", "group_norm", "softmax", "log_softmax"))
 def test_a_sample_does_not_see_its_batch(path: str, dtype: str, rng: np.random.Generator) -> None:
     """Layer, RMS, instance and group norm, softmax: a sample's y and dx are those it has alone."""
-    for large in (False, True):
+    for large in {False, dtype == "float32"}:
         call = OPERATIONS[path].call(rng, dtype, large=large)
         dy = call.upstream(rng)
         every = call.results(dy)

@@ -6,7 +6,6 @@ inputs are large and have few statistics, so that "O(statistics)" is a small par
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import subprocess
@@ -19,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import OPERATIONS, Call, channel_norm, differentiable, dtype_of, paths
+from support import OPERATIONS, Call, channel_norm, differentiable, dtype_of, every_dtype, paths
 
 import fastnorm as fn
 
 # What does not grow with x: contexts, shapes, small vectors. (The arrays below take 0.6 to 2.5 MB.)
 SMALL = 64 << 10
-
-two_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
 @contextmanager
@@ -46,11 +43,6 @@ def measure(f: Callable[[], Any]) -> tuple[Any, SimpleNamespace]:
     with traced() as seen:
         result = f()
     return result, seen
-
-
-@functools.lru_cache(maxsize=4)
-def large(path: str, dtype: str) -> Call:
-    return OPERATIONS[path].call(np.random.default_rng(0), dtype, large=True)
 
 
 def extra(call: Call, *, kept: bool = False) -> float:
@@ -74,59 +66,64 @@ def extra(call: Call, *, kept: bool = False) -> float:
     return small + (2 * x.nbytes if copied and not kept else 0)
 
 
-@two_dtypes
+def at_most(allowed: float, call: Call, what: str, f: Callable[[], Any], *, held: bool = False) -> Any:
+    """The result of f, whose allocations peaked below a bound (held: what it left allocated is below it)."""
+    with traced() as seen:
+        result = f()
+    taken = seen.held if held else seen.peak
+    assert taken <= allowed, f"{what}: {taken / call.x.nbytes:.2f} of x, {allowed / call.x.nbytes:.2f} allowed"
+    return result
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @paths(differentiable)
-def test_forward_allocates_its_output(path: str, dtype: str) -> None:
-    call = large(path, dtype)
-    outputs = 0 if call.name == "cross_entropy" else 2 if call.arguments.get("residual") is not None else 1
-    _, seen = measure(call.plain)
-    one = min(outputs, 1)  # without a context no sum is kept
-    assert seen.peak <= one * call.x.nbytes + extra(call), f"{seen.peak / call.x.nbytes:.2f} of x"
-    if call.name == "batch_norm":
-        outputs = 1
-    (y, ctx), seen = measure(call.forward)
-    assert seen.peak <= outputs * call.x.nbytes + extra(call), f"{seen.peak / call.x.nbytes:.2f} of x"
-    del y, ctx
-
-
-@two_dtypes
-@paths(differentiable)
-def test_backward_allocates_its_gradient(path: str, dtype: str) -> None:
-    call = large(path, dtype)
-    dy, (_, ctx) = call.upstream(np.random.default_rng(1)), call.forward()
-    masked = call.arguments.get("activation") and call.arguments.get("residual") is not None
-    _, seen = measure(lambda: call.backward(dy, ctx))
-    allowed = (2 if masked else 1) * call.x.nbytes  # a masked dy is the residual's gradient: a result of its own
-    copied = call.x.nbytes if extra(call) > extra(call, kept=True) else 0  # dy may have to be copied as well
-    assert seen.peak <= allowed + copied + extra(call), f"{seen.peak / call.x.nbytes:.2f} of x"
-
-
-@paths(lambda call: True, "out")
-def test_with_out_nothing_is_allocated(path: str) -> None:
-    call = large(path, "float32")
-    out = np.empty_like(call.x)
-    _, seen = measure(lambda: call.plain(out=out))
-    assert seen.peak <= extra(call), f"{seen.peak / call.x.nbytes:.2f} of x"
-    if call.arguments.get("residual") is not None and call.name != "batch_norm":
-        return
-    (_, ctx), seen = measure(lambda: call.forward(out=out))
-    assert seen.peak <= extra(call), f"{seen.peak / call.x.nbytes:.2f} of x"
+def test_allocations(path: str, dtype: str) -> None:
+    """Forward y, backward dx; a context keeps references (and the sum of a residual stream); with `out`, nothing."""
+    call = OPERATIONS[path].call(np.random.default_rng(0), dtype, large=True)
+    x, few = call.x.nbytes, extra(call)
+    has_y = call.name != "cross_entropy"
+    residual, masked = call.arguments.get("residual") is not None, call.arguments.get("activation") is not None
+    summed = residual and call.name != "batch_norm"
     dy, dx = call.upstream(np.random.default_rng(1)), np.empty_like(call.x)
-    if call.arguments.get("activation") and call.arguments.get("residual") is not None:
+    OPERATIONS[path].call(np.random.default_rng(0), dtype).plain()  # whatever the first call allocates for good
+
+    at_most(has_y * x + few, call, "plain function", call.plain)
+    y, ctx = at_most((has_y + summed) * x + few, call, "forward", call.forward)
+    # A masked dy is the gradient of batch norm's residual: a result of its own. What is copied may be so in dy as well.
+    copied = x if few > extra(call, kept=True) else 0
+    allowed = (1 + (residual and masked)) * x + copied + few
+    at_most(allowed, call, "backward", lambda: call.backward(dy, ctx))
+    if not call.accepts("out"):
         return
-    _, seen = measure(lambda: call.backward(dy, ctx, out=dx))
-    assert seen.peak <= extra(call), f"{seen.peak / call.x.nbytes:.2f} of x"
+    out = np.empty_like(call.x)
+    at_most(few, call, "plain function with out", lambda: call.plain(out=out))
+    at_most(summed * x + few, call, "forward with out", lambda: call.forward(out=out))
+    if not (residual and masked):
+        at_most(copied + few, call, "backward with out", lambda: call.backward(dy, ctx, out=dx))
+
+
+@paths(differentiable)
+def test_contexts_keep_references_not_copies(path: str) -> None:
+    """What a context holds beside y: statistics, and the sum that the residual stream goes on with."""
+    call = OPERATIONS[path].call(np.random.default_rng(0), "float32", large=True)
+    outputs = (call.name != "cross_entropy") + (
+        call.arguments.get("residual") is not None and call.name != "batch_norm"
+    )
+    allowed = outputs * call.x.nbytes + extra(call, kept=True)
+    _, ctx = at_most(allowed, call, "context", call.forward, held=True)
+    x = getattr(ctx, "x", None)
+    assert x is None or np.shares_memory(x, call.x)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)])
-@two_dtypes
+@every_dtype
 def test_moments_allocate_their_results(axis: Any, dtype: str) -> None:
     x = np.ones((1001, 1001), dtype_of(dtype))
     _, seen = measure(lambda: fn.moments(x, axis))
     assert seen.peak <= SMALL
 
 
-@two_dtypes
+@every_dtype
 @pytest.mark.parametrize("name", ["batch_norm", "group_norm", "instance_norm"])
 def test_channels_last_views_are_not_copied(name: str, dtype: str) -> None:
     options: dict[str, Any] = {"batch_norm": {"training": True}, "group_norm": {"num_groups": 4}}.get(name, {})
@@ -138,20 +135,6 @@ def test_channels_last_views_are_not_copied(name: str, dtype: str) -> None:
     dy = np.ones_like(y)
     _, seen = measure(lambda: call.backward(dy, ctx))
     assert seen.peak <= call.x.nbytes + extra(call)
-
-
-@paths(differentiable)
-def test_contexts_keep_references_not_copies(path: str) -> None:
-    """What a context holds beside y: statistics, and the sum that the residual stream goes on with."""
-    call = large(path, "float32")
-    (y, ctx), seen = measure(call.forward)
-    kept = seen.held - (np.asarray(y).nbytes if call.name != "cross_entropy" else 0)
-    if getattr(ctx, "sum", None) is not None:
-        kept -= ctx.sum.nbytes
-    assert kept <= extra(call, kept=True), f"{kept / call.x.nbytes:.2f} of x"
-    x = getattr(ctx, "x", None)
-    if x is not None:
-        assert np.shares_memory(x, call.x)
 
 
 def test_nothing_leaks(rng: np.random.Generator) -> None:
