@@ -9,6 +9,7 @@ starts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -163,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         interrupted = True
     finally:
         if worker is not None:
-            worker.close()
+            worker.close(force=interrupted)
     if results:
         _print_table(console, rich_table, results)
         if args.json:
@@ -235,6 +236,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             env=peers.best_environment(),
+            start_new_session=True,  # Ctrl-C is for this process, which ends the other
         )
 
     def measure(self, row: measure.Row, threads: int, seconds: float, names: list[str]) -> dict[str, Any]:
@@ -246,17 +248,22 @@ class _Worker:
             "dtype": row.dtype,
             "layout": row.layout,
         }
-        self.process.stdin.write(json.dumps([question, threads, seconds, names]) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):  # it is gone: no answer
+            self.process.stdin.write(json.dumps([question, threads, seconds, names]) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
         if not answer:
             raise CommandError("the process that measures the peers' best form ended early", status=1)
         found: dict[str, Any] = json.loads(answer)["contenders"]
         return found
 
-    def close(self) -> None:
+    def close(self, force: bool) -> None:
+        if force:
+            self.process.terminate()
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
         self.process.wait()
 
 
