@@ -393,6 +393,47 @@ def test_gradients_out(path: str, rng: np.random.Generator) -> None:
         same_bits(dy, before)
 
 
+# --------------------------------------------------------------------------------------------------- around the arrays
+
+
+def amid(a: np.ndarray, filling: float, gap: int = 37) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of an array with `gap` elements of something else on either side, and all of that memory."""
+    memory = np.full(a.size + 2 * gap, filling, a.dtype)
+    view = memory[gap : gap + a.size].reshape(a.shape)
+    view[...] = a
+    return view, memory
+
+
+@every_dtype
+@paths(lambda call: call.differentiable and call.arguments.get("axis", 1) != -1)
+def test_what_lies_beside_is_neither_read_nor_written(path: str, dtype: str, rng: np.random.Generator) -> None:
+    """Ragged ends of every length: NaN beside the inputs changes nothing, and what is beside the outputs stays."""
+    operation = OPERATIONS[path]
+    for n in (2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65):
+        shape = (*operation.small[:-1], n)
+        if path == "group_norm_vectors":
+            shape = (*shape[:-1], 5 * n)
+        call = operation.make(rng, dtype_of(dtype), shape)
+        dy = call.upstream(rng)
+        expected = call.results(dy)
+        fenced = call.fresh()
+        for name, a in call.arguments.items():
+            if isinstance(a, np.ndarray) and a.dtype.kind != "i":
+                fenced.arguments[name] = amid(a, np.nan)[0]
+        more = {}
+        if call.accepts("out"):
+            more["out"], memory = amid(np.zeros_like(call.x), 7)
+        y, ctx = fenced.forward(**more)
+        same_bits(y, expected["y"], f"{path} {shape}: y")
+        dx, beside = amid(np.zeros_like(call.x), 7)
+        g = amid(dy, np.nan)[0] if np.ndim(dy) else dy
+        grads = call.backward(g, ctx, out=dx)
+        for name, value in grads._asdict().items():
+            same_bits(value, expected[name], f"{path} {shape}: {name}")
+        for m in (beside, *([memory] if more else [])):
+            assert (m[:37] == 7).all() and (m[-37:] == 7).all(), f"{path} {shape} wrote beside its output"
+
+
 # ---------------------------------------------------------------------------------------------- read-only, empty, constant
 
 
