@@ -6,12 +6,14 @@ the float64 reference and finite differences for everything fused, the theory's 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import exact
 import numpy as np
 import pytest
 from support import (
+    CHANNEL_NORMS,
     LENGTHS,
     Call,
     check_against_reference,
@@ -266,6 +268,36 @@ def test_channels_last_axis_is_the_strided_view(shape: tuple[int, ...], dtype: s
     same_bits(np.moveaxis(y, 1, -1), one["y"])
     same_bits(np.moveaxis(grads.dx, 1, -1), one["dx"])
     same_bits(grads.dweight, one["dweight"])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 4, 5), (1, 3, 4, 1), (3, 6, 1, 70), (1, 1, 2, 1)])
+@pytest.mark.parametrize("name", CHANNEL_NORMS)
+def test_every_order_of_axes_in_memory(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """All 24 orders of four axes, channels on each axis: the values and gradients of the contiguous array."""
+    x, dy = rng.standard_normal((2, *shape))
+    for axis in range(0 if name == "batch_norm" else 1, 4):
+        c = shape[axis]
+        arguments: dict[str, Any] = {"weight": rng.standard_normal(c), "bias": rng.standard_normal(c), "axis": axis}
+        arguments |= (
+            {"num_groups": c} if name == "group_norm" else {"training": True} if name != "instance_norm" else {}
+        )
+        if name == "switchable_norm":
+            arguments |= {"mean_logits": rng.standard_normal(3), "var_logits": rng.standard_normal(3)}
+        if x.size // c // (1 if name == "batch_norm" else shape[0]) < 2:
+            continue
+        call = Call(name, {"x": x, **arguments})
+        check_against_reference(call, dy)
+        expected = call.results(dy)
+        for order in itertools.permutations(range(4)):
+            back = np.argsort(order)
+            view = np.ascontiguousarray(x.transpose(order)).transpose(back)
+            y, ctx = call.replaced(x=view).forward()
+            grads = call.backward(dy, ctx)
+            what = f"{name} {shape} axis {axis} order {order}"
+            for field, value in (("y", y), *grads._asdict().items()):
+                np.testing.assert_allclose(value, expected[field], 1e-11, 1e-11, err_msg=f"{what}: {field}")
+            if name == "batch_norm":
+                assert same_layout(y, view) and same_layout(grads.dx, view), what
 
 
 # ------------------------------------------------------------------------------------------------------------ identities
