@@ -31,7 +31,9 @@ def trials_in(file: Path, study: str = "random-0") -> list[Any]:
 
 
 def completed(file: Path, study: str = "random-0") -> list[tuple[dict[str, Any], float]]:
-    return [(trial.params, trial.value) for trial in trials_in(file, study) if trial.state.name == "COMPLETE"]
+    """(what was tried, its loss) in the order of the search."""
+    done = [trial for trial in trials_in(file, study) if trial.state.name == "COMPLETE"]
+    return [(trial.params, trial.value) for trial in sorted(done, key=lambda trial: trial.user_attrs["index"])]
 
 
 def test_the_scales_are_what_they_say() -> None:
@@ -110,6 +112,34 @@ def test_a_search_killed_in_the_middle_goes_on_to_the_same_trials(
         assert ("were there already" in capsys.readouterr().out) == (file == broken)
     assert completed(broken)[: len(before)] == before
     assert completed(broken) == completed(whole)
+
+
+@pytest.mark.parametrize("kind", ["random", "grid"])
+def test_trials_lost_at_any_moment_are_tried_again(kind: str) -> None:
+    """A process may end with some trials running, some of their parameters not yet written, others after them done."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = {name: tune.SPACE[name] for name in ("lr", "width", "layers")}
+
+    def search(storage: Any) -> tune.Study:
+        return tune.Study(optuna, storage, "s", space, 0, kind, 8)
+
+    whole = search(optuna.storages.InMemoryStorage())
+    expected = []
+    for _ in range(whole.size):
+        trial = whole.ask()
+        expected.append(trial.params)
+        whole.tell(trial, 1.0, 0.5, 0.1)
+
+    storage = optuna.storages.InMemoryStorage()
+    broken = search(storage)
+    asked = [broken.ask() for _ in range(5)]
+    for number in (0, 2, 3):
+        broken.tell(asked[number], 1.0, 0.5, 0.1)
+    broken.study.ask()  # no parameter and no index written yet
+    again = search(storage)
+    while len(again.finished()) < again.size:
+        again.tell(again.ask(), 1.0, 0.5, 0.1)
+    assert [trial.params for trial in again.finished()] == expected == [trial.params for trial in whole.finished()]
 
 
 def test_ctrl_c_in_a_search_is_one_line_and_status_130(tmp_path: Path) -> None:

@@ -304,43 +304,53 @@ def grid(space: dict[str, Parameter], count: int) -> list[dict[str, float]]:
 
 
 class Study:
-    """One kind of search in one round: an Optuna study, resumable, whose every choice follows from (seed, number)."""
+    """One kind of search in one round: an Optuna study, resumable, whose every choice follows from (seed, index).
+
+    The index counts trials as an undisturbed search would: a trial that was running when its process ended is marked as
+    failed, and its index is the next to be tried.
+    """
 
     def __init__(
         self, optuna: Any, storage: Any, name: str, space: dict[str, Parameter], seed: int, kind: str, count: int
     ) -> None:
         self.optuna, self.space, self.seed, self.kind = optuna, space, seed, kind
-        self.distributions = {parameter: axis.distribution() for parameter, axis in space.items()}
+        self.points = grid(space, count) if kind == "grid" else []
+        self.size = len(self.points) if kind == "grid" else count
         self.study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize")
         states = optuna.trial.TrialState
-        if kind == "grid" and not self.study.trials:
-            for point in grid(space, count):
-                self.study.enqueue_trial(point)
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == states.RUNNING:  # its process is gone: try the same again
-                self.study.tell(trial.number, state=states.FAIL)
-                self.study.enqueue_trial(trial.params)
-        self.size = len(self.study.get_trials(states=(states.COMPLETE, states.WAITING))) if kind == "grid" else count
+        for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            self.study.tell(trial.number, state=states.FAIL)
 
     def finished(self) -> list[Trial]:
         states = (self.optuna.trial.TrialState.COMPLETE,)
         return [
             Trial(dict(t.params), t.value, t.user_attrs["accuracy"], t.user_attrs["seconds"])
-            for t in self.study.get_trials(deepcopy=False, states=states)
+            for t in sorted(self.study.get_trials(deepcopy=False, states=states), key=lambda t: t.user_attrs["index"])
         ]
 
     def ask(self) -> Any:
-        """The next trial: an enqueued one, or what the sampler says."""
+        """The next trial: a point of the grid, or what the sampler says."""
         states = self.optuna.trial.TrialState
-        number = len(self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.RUNNING)))
-        samplers = self.optuna.samplers
-        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        self.study.sampler = (
-            samplers.TPESampler(seed=seed, n_startup_trials=8)
-            if self.kind == "tpe"
-            else samplers.RandomSampler(seed=seed)
-        )
-        return self.study.ask(self.distributions)
+        trials = self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.RUNNING))
+        taken = {trial.user_attrs.get("index") for trial in trials}
+        index = next(i for i in range(len(taken) + 1) if i not in taken)
+        if self.kind == "grid":
+            point = self.points[index]
+            axes = {
+                name: dataclasses.replace(axis, low=point[name], high=point[name]) for name, axis in self.space.items()
+            }
+        else:
+            axes = self.space
+            seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+            samplers = self.optuna.samplers
+            self.study.sampler = (
+                samplers.TPESampler(seed=seed, n_startup_trials=8)
+                if self.kind == "tpe"
+                else samplers.RandomSampler(seed=seed)
+            )
+        trial = self.study.ask({name: axis.distribution() for name, axis in axes.items()})
+        trial.set_user_attr("index", index)
+        return trial
 
     def tell(self, trial: Any, loss: float, accuracy: float, seconds: float) -> None:
         trial.set_user_attr("accuracy", accuracy)
