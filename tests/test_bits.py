@@ -179,6 +179,29 @@ def test_copied_layouts_give_the_bits_of_contiguous_data(path: str, dtype: str, 
             same_bits(got, expected[name], f"{path}, {what}: {name}")
 
 
+@pytest.mark.parametrize("layout", ["sliced", "reversed", "Fortran", "C"])
+@paths(lambda call: call.differentiable, "out")
+def test_out_like_y_fits_any_layout(path: str, layout: str, rng: np.random.Generator) -> None:
+    """Whatever the memory of x, an `out` like the y that comes without one is accepted, and so it is for the gradient."""
+    call = OPERATIONS[path].call(rng, "float32")
+    x, dy = call.x, call.upstream(rng)
+    if layout == "sliced":
+        view = np.zeros(tuple(2 * n for n in x.shape), x.dtype)[tuple(slice(None, None, 2) for _ in x.shape)]
+    elif layout == "reversed":
+        view = np.zeros_like(x)[tuple(slice(None, None, -1) for _ in x.shape)]
+    else:
+        view = np.zeros(x.shape, x.dtype, order=layout[0])
+    view[...] = x
+    call = call.replaced(**{call.first: view})
+    y, ctx = call.forward()
+    dx = call.backward(dy, ctx)[0]
+    out, gradient = np.empty_like(y), np.empty_like(dx)
+    assert call.plain(out=out) is out
+    same_bits(out, y, f"{path}, {layout}: y")
+    assert call.backward(dy, ctx, out=gradient)[0] is gradient
+    same_bits(gradient, dx, f"{path}, {layout}: dx")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @paths(lambda call: True, "residual")
 def test_residual_is_the_unfused_sum(path: str, dtype: str, rng: np.random.Generator) -> None:
