@@ -360,6 +360,27 @@ def check_slopes(call: Call, fields: dict[str, str], rng: np.random.Generator) -
 # ---------------------------------------------------------------------------------------------- values, by exact numbers
 
 
+def strict_scales(
+    view: exact.View, known: exact.Standard, dy: Array, weight: Array | None, shape: tuple[int, ...]
+) -> tuple[Array, Array, Array]:
+    """The scales of the promise, read literally: for dx |rstd| (|g| + |mean(g)| + |xhat * mean(g * xhat)|), however far
+    the sums cancel, and for dweight and dbias the root of their terms' squares."""
+
+    def size(values: Any) -> Array:
+        return np.abs(exact.lower(values))
+
+    def mean(values: Any) -> Any:
+        return values.sum(axis=-1, keepdims=True) / exact.LONG(max(values.shape[-1], 1))
+
+    upstream = exact.fit(view.rows(dy), known.xhat)
+    g = upstream if weight is None else upstream * exact.fit(view.per_element(weight), known.xhat)
+    scale = size(g)
+    if known.own:
+        scale = scale + size(known.xhat * mean(g * known.xhat)) + (size(mean(g)) if known.centred else 0)
+    sums = (np.sqrt(view.parameter_sums(size(terms) ** 2)) for terms in (upstream * known.xhat, upstream))
+    return view.unrows(scale * exact.lower(known.rstd), shape), *sums
+
+
 def check_exactly(call: Call, view: exact.View, dy: Array, eps: float, what: str, *, centre: bool = True) -> None:
     """A norm with its own statistics within the promised bounds: y 4 ULP, dx 8 ULP at the sum of its terms' magnitudes.
 
@@ -373,9 +394,10 @@ def check_exactly(call: Call, view: exact.View, dy: Array, eps: float, what: str
     within(y, f.y, f.scale, 4, f"{what}: y")
     grads = call.backward(dy, ctx)
     b = exact.backward(view, x, dy, weight, eps, centre=centre, known=known)
+    dx_scale, dweight_scale, dbias_scale = strict_scales(view, known, dy, weight, x.shape)
     assert grads.dx.dtype == x.dtype, what
-    within(grads.dx, b.dx, b.dx_scale, 8, f"{what}: dx")
-    for name, value, scale in (("dweight", b.dweight, b.dweight_scale), ("dbias", b.dbias, b.dbias_scale)):
+    within(grads.dx, b.dx, dx_scale, 8, f"{what}: dx")
+    for name, value, scale in (("dweight", b.dweight, dweight_scale), ("dbias", b.dbias, dbias_scale)):
         got = getattr(grads, name)
         assert (got is None) == (call.arguments.get(name[1:]) is None), f"{what}: {name}"
         if got is not None:
