@@ -117,6 +117,20 @@ def test_constants_have_no_variance(constant: float, dtype: str) -> None:
             within(mean, np.broadcast_to(value.astype(exact.LONG), mean.shape), np.abs(value), 1, f"mean of {n}")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 100])
+def test_neighbouring_numbers(n: int, dtype: str, rng: np.random.Generator) -> None:
+    """Values that differ in their last bits only, at any magnitude whose squares can be held."""
+    low, high = (-60, 60) if dtype == "float32" else (-400, 400)
+    base = rng.uniform(1, 2, (200, 1)) * 2.0 ** rng.integers(low, high, (200, 1))
+    x = base.astype(dtype)
+    x = x + rng.integers(0, 3, (200, n)).astype(dtype) * np.spacing(x)
+    assert x.dtype == dtype
+    check(x, 1)
+    check(np.ascontiguousarray(x.T), 0)
+    check(np.ascontiguousarray(x.reshape(2, 100, n).swapaxes(1, 2)), 1)
+
+
 def test_sums_of_ten_million_values_keep_their_digits(rng: np.random.Generator) -> None:
     x = np.full(10**7, 0.1, np.float32)
     x[::2] = np.float32(0.3)
