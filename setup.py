@@ -39,7 +39,9 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             extension.extra_compile_args += CFLAGS + openmp + SANITIZE + ["-Wno-unused-function"]
             extension.extra_link_args += openmp + SANITIZE
-            extension.extra_objects += everywhere + (kernels if extension.name == "fastnorm._kernels.core" else [])
+            objects = everywhere + (kernels if extension.name == "fastnorm._kernels.core" else [])
+            extension.extra_objects += objects
+            extension.depends += objects
         self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
 

@@ -47,6 +47,7 @@
 #undef ACC_WEIGHTED
 #undef ACC_PUT
 #undef FN_BLOCK
+#undef EXACT_SQUARES
 #undef BLOCK_CHECKED
 #undef FN_TILE
 #undef FN_ROWS

@@ -64,24 +64,25 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
     ACC_PUT(rows == 8 ? ACC_ADD(ACC_ZERO(), NAME(col_square8)(x + j, stride, n, LOAD_T(c + j)))                          \
                       : ACC_SQUARE(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n), LOAD_T(c + j)),                \
             q + j, q_lo + j, n)
-        for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(w, 8, 1, SQUARES);
+        if (!EXACT_SQUARES) for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(w, 8, 1, SQUARES);
         EACH_COLUMN(w, rows - r, 0, SQUARES);
 #undef SQUARES
         int safe = 1;
         for (ptrdiff_t j = 0; j < w; j++) safe &= fn_in_safe_range(q[j], (double)rows);
         double wide[FN_TILE];
 #ifdef WIDER
-        /* Columns that float cannot hold are done again in double; the others keep their bits. */
+        /* Columns that float cannot hold are done again in double, about the same c; the others keep their bits. */
         if (FN_UNLIKELY(!safe)) {
-            for (ptrdiff_t j = 0; j < w; j++) wide[j] = 0;
-            WIDER(col_squares)((const S *)xv + t, rows, w, stride, centre + t, wide);
+            double about[FN_TILE];
+            for (ptrdiff_t j = 0; j < w; j++) { about[j] = (double)c[j]; wide[j] = 0; }
+            WIDER(col_squares)((const S *)xv + t, rows, w, stride, about, wide);
         }
 #else
         safe = 1;
 #endif
         for (ptrdiff_t j = 0; j < w; j++) {
             double d = centre[t + j] - (double)c[j];
-            m2[t + j] += safe || fn_in_safe_range(q[j], (double)rows) ? (q[j] - (double)rows * (d * d)) + q_lo[j] : wide[j];
+            m2[t + j] += ((safe || fn_in_safe_range(q[j], (double)rows) ? q[j] : wide[j]) - (double)rows * (d * d)) + q_lo[j];
         }
     }
 }

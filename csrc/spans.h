@@ -9,6 +9,8 @@
    Squares are added in the storage precision as a tree of eight, then widened, so that few roundings, and independent ones,
    separate a square from a double; the last few of a span are squared in double, because there is no crowd to average them. Nothing cancels: c is within half an ULP of the block's mean. Blocks are merged in index order. */
 
+/* float64 has no wider type to add in: every square carries what it lost. */
+#define EXACT_SQUARES (sizeof(S) == 8)
 #define FN_BLOCK (16384 / (ptrdiff_t)sizeof(T))
 
 /* Σx of one contiguous span. */
@@ -26,7 +28,8 @@ FN_INLINE ACC NAME(sum_span)(ACC acc, const S *x, ptrdiff_t len) {
 FN_INLINE V NAME(square)(const S *x, V c) { V d = SUB(LOAD(x), c); return MUL(d, d); }
 FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c) {
     ptrdiff_t i = 0;
-    for (; i + 8 * LANES <= len; i += 8 * LANES) acc = ACC_ADD(acc, ADD(TREE4(SQUARE, 0), TREE4(SQUARE, 4)));
+    if (!EXACT_SQUARES)
+        for (; i + 8 * LANES <= len; i += 8 * LANES) acc = ACC_ADD(acc, ADD(TREE4(SQUARE, 0), TREE4(SQUARE, 4)));
     for (; i + LANES <= len; i += LANES) acc = ACC_SQUARE(acc, LOAD(x + i), c);
     if (i < len) acc = ACC_SQUARE(acc, FIRST_OR(LOAD_N(x + i, len - i), c, len - i), c);
     return acc;

@@ -235,12 +235,6 @@ def test_values_near_1e30(norm: str, storage: str) -> None:
     check_case("values_near_1e30", norm, storage)
 
 
-@everywhere("float64_squares_overflow")
-def test_float64_squares_overflow(norm: str, storage: str) -> None:
-    """Values near 1e200, the same in double precision (pytorch#178123)."""
-    check_case("float64_squares_overflow", norm, storage)
-
-
 @everywhere("values_near_1e-30")
 def test_values_near_1e_30(norm: str, storage: str) -> None:
     """Values near 1e-30, eps 1e-5, 1e-12 and 0: flushed, or eps ignored."""
@@ -251,12 +245,6 @@ def test_values_near_1e_30(norm: str, storage: str) -> None:
 def test_denormals_of_float32(norm: str, storage: str) -> None:
     """Denormal float32 values: flushed, or eps ignored."""
     check_case("denormals_of_float32", norm, storage)
-
-
-@everywhere("denormals_of_float64")
-def test_denormals_of_float64(norm: str, storage: str) -> None:
-    """Denormal float64 values: flushed, or eps ignored."""
-    check_case("denormals_of_float64", norm, storage)
 
 
 @everywhere("float16_square_overflows")

@@ -125,7 +125,7 @@ cdef fn_norm finish_row(const Rows *job, fn_moments *parts) noexcept nogil:
 cdef void normalize_slot(const Rows *job, Py_ssize_t u, const fn_norm *p) noexcept nogil:
     cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
     cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
-    job.ops.row_apply((job.sum if job.residual != NULL else job.x) + o, job.y + o, slot_size(job, slot),
+    job.ops.row_apply((<const char *> job.sum if job.residual != NULL else job.x) + o, job.y + o, slot_size(job, slot),
                       at(job.gamma, column * job.gamma_size), at(job.beta, column * job.gamma_size), p, job.centred,
                       job.flags, 0)
 

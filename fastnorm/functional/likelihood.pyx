@@ -61,7 +61,7 @@ cdef tuple forward(str op, object x, object axis, object out):
     y = np.moveaxis(result, ctx.axis, -1)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(y) and cnp.PyArray_ISALIGNED(y)
     if not direct:
-        y = np.empty_like(work)
+        y = np.empty_like(work) if np.may_share_memory(work, x) else work  # a row is read before it is written
     len_ = cnp.PyArray_DIM(work, cnp.PyArray_NDIM(work) - 1)
     rows = cnp.PyArray_SIZE(work) // len_ if len_ > 0 else 0
     source, target = <const char *> cnp.PyArray_DATA(work), <char *> cnp.PyArray_DATA(y)
@@ -94,7 +94,7 @@ cdef object backward(SoftmaxContext ctx, object dy, object out):
     dx = np.moveaxis(result, ctx.axis, -1)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(dx)
     if not direct:
-        dx = np.empty_like(y)
+        dx = np.empty_like(g) if np.may_share_memory(g, dy) else g
     len_ = cnp.PyArray_DIM(y, cnp.PyArray_NDIM(y) - 1)
     rows = cnp.PyArray_SIZE(y) // len_ if len_ > 0 else 0
     ys, gs, target = <const char *> cnp.PyArray_DATA(y), <const char *> cnp.PyArray_DATA(g), <char *> cnp.PyArray_DATA(dx)
@@ -287,6 +287,7 @@ cdef tuple cost(object logits, object targets, object weight, object ignore_inde
     if classes > 0 and job.rows > 0:
         with nogil:
             cross_entropy_rows(job)
+    ctx.rows = None  # where it was a copy, the backward makes it again rather than have it kept meanwhile
     for i in range(job.rows):
         if job.target[i] >= 0:
             total += job.weight[job.target[i]]
@@ -388,10 +389,12 @@ def cross_entropy_backward(dy, ctx, *, out=None):
         dtype_of(out, "out")
         apart(out, c.logits, "logits", False)
     result = output(out, c.logits, c.logits, c.dtype)
+    cdef cnp.ndarray rows = rows_last(c.logits, c.axis)
+    c.job.x = <const char *> cnp.PyArray_DATA(rows)
     dx = np.moveaxis(result, c.axis, -1)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(dx)
     if not direct:
-        dx = np.empty_like(c.rows)
+        dx = np.empty_like(rows) if np.may_share_memory(rows, c.logits) else rows  # a row is read before it is written
     scales, target = <const double *> cnp.PyArray_DATA(scale), <char *> cnp.PyArray_DATA(dx)
     if c.job.rows > 0 and c.job.len > 0:
         with nogil:

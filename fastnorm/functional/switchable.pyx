@@ -28,6 +28,7 @@ cdef class SwitchableContext:
     """What the backward needs: a reference to x, and float64 arrays of statistics and weights."""
     cdef ChannelContext base
     cdef readonly bint training
+    cdef int copied_axis  # the channel axis, where x was copied; the copy is not kept
     # (N, C) or broadcast to it: offsets of the three means from the instance means, the three variances, the weights.
     cdef readonly object offsets, variances, mean_weights, var_weights, in_mean, in_mean_lo
 
@@ -80,8 +81,11 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
     dtype_of(x, "x")
     # The loops are those of instance norm over C-ordered samples; another order of the axes is copied once.
     ctx = prepare("switchable_norm", x, axis, 0, weight, bias, eps, None, None)
+    s.copied_axis = -1
     if ctx.job.pre > 1:
-        ctx = prepare_copy(ctx, x, axis, weight, bias, eps)
+        s.copied_axis = axis if axis >= 0 else axis + x.ndim
+        ctx = prepare("switchable_norm", channels_first(x, s.copied_axis), axis, 0, weight, bias, eps, None, None)
+        ctx.x = x
     code = ctx.dtype
     n, c = ctx.job.n, ctx.job.c
     size = <double> (n * ctx.job.post)
@@ -114,16 +118,16 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
     with np.errstate(all="ignore"):  # NaN and Inf of the data spread to what shares their statistics, without a word
         base = s.in_mean[0, 0]
         delta = (s.in_mean - base) + s.in_mean_lo
-        var_ln = var_in.mean(1, keepdims=True) + delta.var(1, keepdims=True)
+        delta_ln, var_ln = merged(delta, var_in, 1)
         if training:
-            delta_bn, var_bn = delta.mean(0, keepdims=True), var_in.mean(0, keepdims=True) + delta.var(0, keepdims=True)
+            delta_bn, var_bn = merged(delta, var_in, 0)
         else:
             delta_bn, var_bn = np.empty((1, c)), np.empty((1, c))
             read_running(running_mean, delta_bn)
             read_running(running_var, var_bn)
             delta_bn -= base
         zero = np.zeros((1, 1))
-        s.offsets = (zero, delta.mean(1, keepdims=True) - delta, delta_bn - delta)
+        s.offsets = (zero, delta_ln - delta, delta_bn - delta)
         s.variances = (var_in, var_ln, var_bn)
         low = s.in_mean_lo + mix(s.mean_weights, s.offsets)
         mean = s.in_mean + low
@@ -137,11 +141,24 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
         if training and running_mean is not None:
             batch = np.stack([(base + delta_bn)[0], np.broadcast_to(var_bn, (1, c))[0]])
     y = run_spans(ctx, out, keep)
+    if s.copied_axis >= 0:
+        ctx._x = None
     if training and running_mean is not None:
         lows = batch
         update_running(running_mean, step, &lows[0, 0], 1, c, 1)
         update_running(running_var, step, &lows[1, 0], 1, c, size / (size - 1))
     return y, s
+
+
+cdef object average(object a, int axis):
+    """The mean along an axis, kept. Contiguous there, so that NumPy adds pairwise and a long sum loses no digits."""
+    return np.expand_dims(np.ascontiguousarray(np.moveaxis(a, axis, -1)).mean(-1), axis)
+
+
+cdef tuple merged(object delta, object var, int axis):
+    """Mean and variance of the union along an axis: μ = mean(δ), mean(var) + mean((δ - μ)²)."""
+    mean = average(delta, axis)
+    return mean, average(var + (delta - mean) ** 2, axis)
 
 
 cdef object mix(object weights, tuple parts):
@@ -154,14 +171,9 @@ cdef int read_running(object running, object into) except -1:
     return 0
 
 
-cdef ChannelContext prepare_copy(ChannelContext ctx, object x, object axis, object weight, object bias, object eps):
-    """The same on a copy in which each channel of a sample is one span."""
-    cdef ChannelContext c
-    ax = axis if axis >= 0 else axis + x.ndim
-    moved = np.ascontiguousarray(np.moveaxis(x, ax, 1))
-    c = prepare("switchable_norm", np.moveaxis(moved, 1, ax), axis, 0, weight, bias, eps, None, None)
-    c.x = x
-    return c
+cdef object channels_first(object x, int axis):
+    """A copy in which each channel of a sample is one span, as a view with x's axes."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, axis, 1)), 1, axis)
 
 
 cdef object run_spans(ChannelContext ctx, object out, bint keep):
@@ -259,7 +271,8 @@ cdef object backward(SwitchableContext s, object dy, object out):
     cdef ChannelContext ctx = s.base
     cdef Job job = ctx.job
     cdef Py_ssize_t n = job.n, c = job.c, i
-    cdef cnp.ndarray g = like(dy, "dy", ctx._x, ctx.dtype)
+    cdef cnp.ndarray work = ctx._x if s.copied_axis < 0 else channels_first(ctx.x, s.copied_axis)
+    cdef cnp.ndarray g = like(dy, "dy", work, ctx.dtype)
     cdef double m = <double> job.post
     cdef double[::1] view
     cdef const double[:, ::1] first, second, third
@@ -269,9 +282,10 @@ cdef object backward(SwitchableContext s, object dy, object out):
         dtype_of(out, "out")
         apart(out, ctx.x, "x", False)
         apart(out, dy, "dy", True)
-    dx = output(out, ctx.x, ctx._x, ctx.dtype)
+    dx = output(out, ctx.x, work, ctx.dtype)
+    job.x = <const char *> cnp.PyArray_DATA(work)
     compute = np.float64 if ctx.dtype == FN_F64 else np.float32
-    if (<object> ctx._x).size == 0:
+    if ctx.x.size == 0:
         none = np.zeros(c, compute)
         return SwitchableNormGrads(out if out is not None else dx, none if ctx.has_weight else None,
                                    none.copy() if ctx.has_bias else None, np.zeros(3, compute), np.zeros(3, compute))

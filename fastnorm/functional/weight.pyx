@@ -20,7 +20,6 @@ cdef class WeightContext:
     """What the backward needs: references to v and g, and ‖v‖ of each unit (`norm`, float64)."""
     cdef readonly object v, g
     cdef object axis
-    cdef cnp.ndarray rows  # v with its units in front
     cdef int dtype
     cdef Job job  # units as channels: mean 0, rstd 1/‖v‖, gamma g
     cdef double *memory
@@ -52,6 +51,7 @@ cdef tuple forward(object v, object g, object dim):
     cdef Py_ssize_t i, units
     cdef int failed = 0, code
     cdef double norm
+    cdef cnp.ndarray units_of_v, w
     ctx.v, ctx.g = v, g
     ctx.dtype = dtype_of(v, "v")
     ctx.axis = None if dim is None else axis_of(dim, v.ndim, "dim")
@@ -60,7 +60,7 @@ cdef tuple forward(object v, object g, object dim):
     wide = tuple([n if k == ctx.axis else 1 for k, n in enumerate(v.shape)])
     if g.shape != wide and g.shape != ((units,) if dim is not None else ()):
         raise ValueError(f"g: expected shape {wide}, got {g.shape}")
-    ctx.rows = units_first(v, ctx.axis)
+    units_of_v = units_first(v, ctx.axis)
     ctx.memory = <double *> malloc((5 * units + 1) * sizeof(double))
     if ctx.memory == NULL:
         raise MemoryError("weight_norm: no memory for the norms")
@@ -71,8 +71,8 @@ cdef tuple forward(object v, object g, object dim):
     ctx.job.mean, ctx.job.mean_lo, ctx.job.var = ctx.memory, ctx.memory + units, ctx.memory + 2 * units
     ctx.job.rstd, ctx.job.gamma = ctx.memory + 3 * units, ctx.memory + 4 * units
     fetch(g.reshape(-1), code, ctx.memory + 4 * units)
-    ctx.job.x = <const char *> cnp.PyArray_DATA(ctx.rows)
-    w = np.empty_like(ctx.rows)
+    ctx.job.x = <const char *> cnp.PyArray_DATA(units_of_v)
+    w = np.empty_like(units_of_v)
     if v.size > 0:
         rows.ops, rows.rows, rows.len, rows.x, rows.centred = ctx.job.ops, units, ctx.job.post, ctx.job.x, 0
         rows.residual = NULL
@@ -151,7 +151,7 @@ def weight_norm_backward(dw, ctx, *, out=None):
     cdef Py_ssize_t i
     cdef double[::1] view
     cdef fn_grad *coefficients
-    cdef cnp.ndarray rows, result
+    cdef cnp.ndarray rows, result, units_of_v
     if type(ctx) is not WeightContext:
         raise TypeError(f"ctx: expected the context of weight_norm_forward, got {ctx!r}")
     c = <WeightContext> ctx
@@ -169,8 +169,9 @@ def weight_norm_backward(dw, ctx, *, out=None):
             raise ValueError("out: expected a writable array, got a read-only one")
         apart(out, c.v, "v", False)
         apart(out, c.g, "g", False)
-    rows = units_first(dw, c.axis)
+    units_of_v, rows = units_first(c.v, c.axis), units_first(dw, c.axis)
     result = np.empty_like(rows)
+    job.x = <const char *> cnp.PyArray_DATA(units_of_v)
     sums = np.zeros(2 * job.c)
     if c.v.size > 0:
         job.dy = <const char *> cnp.PyArray_DATA(rows)
