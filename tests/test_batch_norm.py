@@ -57,7 +57,7 @@ def training(rng: np.random.Generator, shape: tuple[int, ...], axis: int, dtype:
 @every_dtype
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_training_values_and_gradients(shape: tuple[int, ...], axis: int, dtype: str, rng: np.random.Generator) -> None:
-    if dtype == "float64" and np.prod(shape) > 100000:
+    if dtype != "float32" and np.prod(shape) > 100000:
         shape = (*shape[:-1], shape[-1] // 4) if axis % len(shape) != len(shape) - 1 else (shape[0] // 4, *shape[1:])
     call = training(rng, shape, axis, dtype_of(dtype))
     dy = draw(rng, shape, dtype_of(dtype), 0.1)
