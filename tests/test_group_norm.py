@@ -59,7 +59,7 @@ def grouped(
 def test_values_and_gradients(
     shape: tuple[int, ...], groups: int, axis: int, dtype: str, rng: np.random.Generator
 ) -> None:
-    if dtype == "float64" and np.prod(shape) > 100000:
+    if dtype != "float32" and np.prod(shape) > 100000:
         shape = (*shape[:2], shape[2] // 4, *shape[3:])
     call = grouped(rng, shape, groups, axis, dtype_of(dtype))
     dy = draw(rng, shape, dtype_of(dtype), 0.1)
