@@ -51,7 +51,7 @@ def instances(rng: np.random.Generator, shape: tuple[int, ...], axis: int, dtype
 @every_dtype
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_values_and_gradients(shape: tuple[int, ...], axis: int, dtype: str, rng: np.random.Generator) -> None:
-    if dtype == "float64" and np.prod(shape) > 100000:
+    if dtype != "float32" and np.prod(shape) > 100000:
         shape = (*shape[:-1], shape[-1] // 4)
     call = instances(rng, shape, axis, dtype_of(dtype))
     dy = draw(rng, shape, dtype_of(dtype), 0.1)
