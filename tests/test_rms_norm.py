@@ -53,7 +53,7 @@ def trailing(
 def test_values_and_gradients(
     shape: tuple[int, ...], normalized: tuple[int, ...], dtype: str, rng: np.random.Generator
 ) -> None:
-    if dtype == "float64" and np.prod(shape) > 100000:
+    if dtype != "float32" and np.prod(shape) > 100000:
         shape = (shape[0] // 2, *shape[1:])
     call = trailing(rng, shape, normalized, dtype_of(dtype))
     dy = draw(rng, shape, dtype_of(dtype), 0.1)
