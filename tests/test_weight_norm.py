@@ -32,7 +32,7 @@ import fastnorm as fn
 )
 def test_values_and_gradients(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
     """w within 4 ULP, dv within 8 at the size of its terms, dg within 8 at the root of its terms' squares."""
-    if dtype == "float64" and np.prod(shape) > 100000:
+    if dtype != "float32" and np.prod(shape) > 100000:
         shape = (shape[0], shape[1] // 4)
     v, dw = draw(rng, shape, dtype_of(dtype)), draw(rng, shape, dtype_of(dtype))
     g = draw(rng, (shape[0],) + (1,) * (len(shape) - 1), compute_type(v))
