@@ -33,6 +33,11 @@ SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if 
 class BuildExt(build_ext):
     """Compiles the C kernels of each level, then links them into the one extension that owns the tables."""
 
+    def run(self):
+        """Builds, and also puts the modules beside their sources: `python -m fastnorm` in this folder finds those first."""
+        super().run()
+        self.copy_extensions_to_source()
+
     def build_extensions(self):
         openmp = self.openmp_flags()
         everywhere, kernels = self.build_kernels()

@@ -96,7 +96,7 @@ void fn_mean(double hi, double lo, double n, fn_moments *m);
 /* The moments of `segments` runs of `segment` columns each, from column sums over n / segment rows; every column's mean. */
 void fn_column_means(const double *sum, const double *lost, ptrdiff_t segments, ptrdiff_t segment, double n, fn_moments *out,
                      double *mean);
-/* m2 of each run from its columns'. */
+/* m2 of each run from its columns' squares about out->mean, without its low part. */
 void fn_column_squares(const double *m2, ptrdiff_t segments, ptrdiff_t segment, fn_moments *out);
 /* out = the moments of the union of parts[0], parts[stride], ...: sums added, squares moved to the common mean. */
 void fn_pool(const fn_moments *parts, ptrdiff_t count, ptrdiff_t stride, fn_moments *out);

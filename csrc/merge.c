@@ -10,7 +10,7 @@ void fn_accumulate(double *hi, double *lo, double x) {
 }
 
 void fn_mean(double hi, double lo, double n, fn_moments *m) {
-    fn_dd sum = {hi, lo}, mean = fn_dd_div(sum, n, 1);
+    fn_dd sum = {hi, lo}, mean = fn_dd_div(sum, n);
     m->n = n;
     m->sum = hi;
     m->sum_lo = lo;
@@ -44,7 +44,7 @@ void fn_column_squares(const double *m2, ptrdiff_t segments, ptrdiff_t segment, 
     for (ptrdiff_t i = 0; i < segments; i++) {
         fn_dd s = {m2[i * segment], 0};
         for (ptrdiff_t j = i * segment + 1; j < (i + 1) * segment; j++) s = fn_dd_add_d(s, m2[j]);
-        s.hi += s.lo;
+        s.hi = (s.hi - out[i].n * (out[i].mean_lo * out[i].mean_lo)) + s.lo;
         out[i].m2 = s.hi < 0 ? 0 : s.hi;
     }
 }

@@ -21,15 +21,11 @@ FN_INLINE fn_dd fn_two_product(double a, double b) {
     fn_dd r = {p, ((ah * bh - p) + ah * bl + al * bh) + al * bl};
     return r;
 }
-/* (hi + lo) / n, hi being the nearest double; the low part matters to float64 data alone. */
-FN_INLINE fn_dd fn_dd_div(fn_dd a, double n, int exactly) {
-    fn_dd q = {(a.hi + a.lo) / n, 0};
-    if (exactly) {
-        fn_dd p = fn_two_product(q.hi, n);
-        double r = (((a.hi - p.hi) - p.lo) + a.lo) / n;
-        if (r - r == 0) q = fn_two_sum(q.hi, r);
-    }
-    return q;
+/* (hi + lo) / n, hi being the nearest double. */
+FN_INLINE fn_dd fn_dd_div(fn_dd a, double n) {
+    fn_dd q = {(a.hi + a.lo) / n, 0}, p = fn_two_product(q.hi, n);
+    double r = (((a.hi - p.hi) - p.lo) + a.lo) / n;
+    return r - r == 0 ? fn_two_sum(q.hi, r) : q;
 }
 FN_INLINE double fn_sqrt(double x) { return __builtin_sqrt(x); }
 

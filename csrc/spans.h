@@ -41,7 +41,7 @@ FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t
     for (ptrdiff_t k = 0; k < count; k++) acc = NAME(sum_span)(acc, x + k * stride, len);
     double n = (double)(len * count);
     *sum = ACC_SUM(acc);
-    fn_dd mean = fn_dd_div(*sum, n, sizeof(T) == 8);
+    fn_dd mean = fn_dd_div(*sum, n);
     T c = (T)mean.hi;
     double r = (mean.hi - (double)c) + mean.lo;
     acc = ACC_ZERO();
@@ -92,7 +92,7 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
             n += b.n;
         }
     }
-    fn_dd mean = fn_dd_div(sum, n, sizeof(T) == 8);
+    fn_dd mean = fn_dd_div(sum, n);
     double shift = (mean.hi - centre) + (mean.lo - centre_lo);
     double m2 = (q.hi - n * (shift * shift)) + q.lo;
     out->n = n;

@@ -32,13 +32,15 @@ cdef extern from "fastnorm.h" nogil:
         void col_grad_sums(const void *dy, const void *x, const void *residual, Py_ssize_t rows, Py_ssize_t width,
                            Py_ssize_t stride, const fn_norm *p, Py_ssize_t post, int flags, double *dsum, double *dot) noexcept nogil
         void col_grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, Py_ssize_t rows,
-                            Py_ssize_t width, Py_ssize_t stride, const fn_norm *p, const fn_grad *g, Py_ssize_t post, int flags) noexcept nogil
+                            Py_ssize_t width, Py_ssize_t stride, const fn_norm *p, const fn_grad *g, Py_ssize_t post,
+                            int flags) noexcept nogil
         void row_moments(const void *x, Py_ssize_t len, int centred, fn_moments *m) noexcept nogil
         void row_apply(const void *x, void *y, Py_ssize_t len, const void *gamma, const void *beta, const fn_norm *p,
                        int centred, int flags, Py_ssize_t ahead) noexcept nogil
         void rows_forward(const void *x, const void *residual, void *sum, void *y, Py_ssize_t rows, Py_ssize_t len,
                           const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags) noexcept nogil
-        void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p, double *out) noexcept nogil
+        void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p,
+                           double *out) noexcept nogil
         void rows_grad(const void *dy, const void *x, const void *gamma, void *dx, Py_ssize_t rows, Py_ssize_t len,
                        Py_ssize_t stride, double n, const fn_norm *stat, const double *sums, int centred, int flags,
                        double *dgamma, double *dbeta) noexcept nogil

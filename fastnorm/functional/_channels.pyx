@@ -8,7 +8,7 @@ import numpy as np
 from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport FN_F64, FN_RELU, FN_STREAM
+from fastnorm._kernels.c cimport FN_RELU, FN_STREAM
 from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.job cimport element_count, statistic_count
 from fastnorm._kernels.norm cimport norm_backward, norm_forward
@@ -71,8 +71,8 @@ cdef ChannelContext prepare(str op, object x, object axis, object groups, object
     """Checked arguments as a context whose job lacks only y. groups None: a statistic per channel, over all samples; only
     group norm looks at its value, the others take one channel per group."""
     cdef ChannelContext ctx = ChannelContext.__new__(ChannelContext)
-    cdef Layout l
-    cdef int ndim, code, ax, apart_samples = groups is not None
+    cdef Layout at
+    cdef int ndim, ax, apart_samples = groups is not None
     cdef Py_ssize_t g = 0
     ctx.op = op
     ctx.dtype = dtype_of(x, "x")
@@ -87,34 +87,34 @@ cdef ChannelContext prepare(str op, object x, object axis, object groups, object
         ctx.job.flags = FN_RELU
     ctx.x = x
     ctx._x = dense(x, apart_samples)
-    l = layout_of(ctx._x, ax, apart_samples)
+    at = layout_of(ctx._x, ax, apart_samples)
     if apart_samples:
         if op == "group_norm":
             if isinstance(groups, bool) or not hasattr(groups, "__index__"):
                 raise TypeError(f"num_groups: expected an integer, got {type(groups).__name__}")
-            if not 1 <= groups.__index__() <= max(l.c, 1) or l.c % groups.__index__():
-                raise ValueError(f"num_groups: expected a divisor of the {l.c} channels, got {groups}")
+            if not 1 <= groups.__index__() <= max(at.c, 1) or at.c % groups.__index__():
+                raise ValueError(f"num_groups: expected a divisor of the {at.c} channels, got {groups}")
             g = groups.__index__()
         else:
-            g = l.c
+            g = at.c
     if weight is not None:
-        parameter(weight, "weight", l.c, ctx.dtype)
+        parameter(weight, "weight", at.c, ctx.dtype)
     if bias is not None:
-        parameter(bias, "bias", l.c, ctx.dtype)
+        parameter(bias, "bias", at.c, ctx.dtype)
     if residual is not None:
         ctx.residual = residual
         ctx._residual = like(residual, "residual", ctx._x, ctx.dtype)
     ctx.job.ops = ops_for(ctx.dtype)
-    ctx.job.n, ctx.job.pre, ctx.job.c, ctx.job.post, ctx.job.groups = l.n, l.pre, l.c, l.post, g
+    ctx.job.n, ctx.job.pre, ctx.job.c, ctx.job.post, ctx.job.groups = at.n, at.pre, at.c, at.post, g
     ctx.reserve()
     if weight is not None:
         ctx.has_weight = True
-        fetch(weight, parameter(weight, "weight", l.c, ctx.dtype), ctx.memory)
+        fetch(weight, parameter(weight, "weight", at.c, ctx.dtype), ctx.memory)
         ctx.job.gamma = ctx.memory
     if bias is not None:
         ctx.has_bias = True
-        fetch(bias, parameter(bias, "bias", l.c, ctx.dtype), ctx.memory + l.c)
-        ctx.job.beta = ctx.memory + l.c
+        fetch(bias, parameter(bias, "bias", at.c, ctx.dtype), ctx.memory + at.c)
+        ctx.job.beta = ctx.memory + at.c
     ctx.job.x = <const char *> cnp.PyArray_DATA(ctx._x)
     ctx.job.residual = <const char *> cnp.PyArray_DATA(ctx._residual) if residual is not None else NULL
     return ctx

@@ -163,19 +163,19 @@ cdef cnp.ndarray dense(cnp.ndarray a, int first_axis_leads):
 
 cdef Layout layout_of(cnp.ndarray a, int axis, int samples_apart) noexcept:
     """Where the channel axis of a dense array lies in memory."""
-    cdef Layout l
+    cdef Layout at
     cdef int order[64]
     cdef int k, i, count = 0
     cdef bint before = True
-    l.n = l.pre = l.post = 1
-    l.c = cnp.PyArray_DIM(a, axis)
+    at.n = at.pre = at.post = 1
+    at.c = cnp.PyArray_DIM(a, axis)
     if cnp.PyArray_IS_C_CONTIGUOUS(a):
         count = cnp.PyArray_NDIM(a)
         for k in range(count):
             order[k] = k
     else:
         count = _memory_order(a, order)
-        if l.c == 1:  # any place is right; in front of the space is the cheapest
+        if at.c == 1:  # any place is right; in front of the space is the cheapest
             order[count] = axis
             if samples_apart and count > 0 and order[0] == 0:
                 k = 1
@@ -190,15 +190,15 @@ cdef Layout layout_of(cnp.ndarray a, int axis, int samples_apart) noexcept:
         if i == axis:
             before = False
         elif i == 0 and samples_apart:
-            l.n = cnp.PyArray_DIM(a, i)
+            at.n = cnp.PyArray_DIM(a, i)
         elif before:
-            l.pre *= cnp.PyArray_DIM(a, i)
+            at.pre *= cnp.PyArray_DIM(a, i)
         else:
-            l.post *= cnp.PyArray_DIM(a, i)
+            at.post *= cnp.PyArray_DIM(a, i)
     if not samples_apart:
-        l.n = l.pre
-        l.pre = 1
-    return l
+        at.n = at.pre
+        at.pre = 1
+    return at
 
 
 cdef bint _same_layout(cnp.ndarray a, cnp.ndarray b) noexcept:

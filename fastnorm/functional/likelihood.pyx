@@ -4,7 +4,7 @@ import numpy as np
 from libc.stdint cimport int64_t
 
 from fastnorm._kernels.c cimport FN_F64
-from fastnorm._kernels.core cimport ops_for
+from fastnorm._kernels.core cimport fresh, ops_for
 from fastnorm._kernels.likelihood cimport (
     Likelihood, cross_entropy_grad_rows, cross_entropy_rows, softmax_grad_rows, softmax_rows,
 )
@@ -26,6 +26,16 @@ cdef cnp.ndarray rows_last(cnp.ndarray a, int axis):
     if cnp.PyArray_IS_C_CONTIGUOUS(moved) and cnp.PyArray_ISALIGNED(moved):
         return moved
     return cnp.PyArray_NewCopy(moved, cnp.NPY_CORDER)
+
+
+cdef cnp.ndarray laid_out(cnp.ndarray x):
+    """x, or an array (of no particular elements) with the layout that results for x have."""
+    cdef cnp.ndarray y = fresh(x)
+    cdef int i
+    for i in range(cnp.PyArray_NDIM(x)):
+        if cnp.PyArray_DIM(x, i) > 1 and cnp.PyArray_STRIDE(x, i) != cnp.PyArray_STRIDE(y, i):
+            return y
+    return x if cnp.PyArray_ISALIGNED(x) else y
 
 
 # ---- softmax, log-softmax ----
@@ -56,7 +66,7 @@ cdef tuple forward(str op, object x, object axis, object out):
     if out is not None:
         dtype_of(out, "out")
         apart(out, x, "x", True)
-    result = output(out, x, x if out is None or cnp.PyArray_ISALIGNED(x) else work, ctx.dtype)
+    result = output(out, x, laid_out(x), ctx.dtype)
     # The rows of the result lie in its own memory when the axis is last there, else they come back through a copy.
     y = np.moveaxis(result, ctx.axis, -1)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(y) and cnp.PyArray_ISALIGNED(y)

@@ -16,7 +16,7 @@ from fastnorm._kernels.core cimport streams
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.spans cimport spans_combine, spans_forward, spans_moments, spans_sums
 from fastnorm.functional._channels cimport ChannelContext, check_out, check_running, prepare, run, update_running
-from fastnorm.functional._check cimport apart, dtype_of, fetch, like, output, parameter, vector
+from fastnorm.functional._check cimport apart, dtype_of, fetch, like, output, parameter
 from fastnorm._types import SwitchableNormGrads
 
 cnp.import_array()
@@ -82,6 +82,8 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
     # The loops are those of instance norm over C-ordered samples; another order of the axes is copied once.
     ctx = prepare("switchable_norm", x, axis, 0, weight, bias, eps, None, None)
     s.copied_axis = -1
+    if ctx.job.c == 1:  # one channel: whatever lies before or behind it is its space
+        ctx.job.post, ctx.job.pre = ctx.job.pre * ctx.job.post, 1
     if ctx.job.pre > 1:
         s.copied_axis = axis if axis >= 0 else axis + x.ndim
         ctx = prepare("switchable_norm", channels_first(x, s.copied_axis), axis, 0, weight, bias, eps, None, None)
@@ -277,7 +279,6 @@ cdef object backward(SwitchableContext s, object dy, object out):
     cdef double[::1] view
     cdef const double[:, ::1] first, second, third
     cdef fn_grad *coefficients
-    cdef double zeros[3]
     if out is not None:
         dtype_of(out, "out")
         apart(out, ctx.x, "x", False)
