@@ -44,7 +44,10 @@ void fn_column_squares(const double *m2, ptrdiff_t segments, ptrdiff_t segment, 
     for (ptrdiff_t i = 0; i < segments; i++) {
         fn_dd s = {m2[i * segment], 0};
         for (ptrdiff_t j = i * segment + 1; j < (i + 1) * segment; j++) s = fn_dd_add_d(s, m2[j]);
-        s.hi = (s.hi - out[i].n * (out[i].mean_lo * out[i].mean_lo)) + s.lo;
+        /* - n·mean_lo², in pairs: among neighbouring numbers it is as large as what it corrects. */
+        fn_dd square = fn_two_product(out[i].mean_lo, out[i].mean_lo), all = fn_two_product(out[i].n, square.hi);
+        s = fn_dd_add_d(s, -all.hi);
+        s.hi += s.lo - (all.lo + out[i].n * square.lo);
         out[i].m2 = s.hi < 0 ? 0 : s.hi;
     }
 }

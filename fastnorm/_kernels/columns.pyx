@@ -246,17 +246,22 @@ cdef void merge_sums(const Job *job, const Matrix *a, Py_ssize_t v, const double
     cdef Py_ssize_t band, i, k, stride = 2 * (a.tile // job.post), channels = a.segment // job.post
     cdef Py_ssize_t first = z.first // job.post, sample = z.statistic // a.statistics
     cdef double *mine = sums + 2 * (sample * job.c + first)
+    cdef double *total
     cdef double gamma
+    cdef double low[2]
     for k in range(2 * (z.width // job.post)):
         mine[k] = 0
         for band in range(a.bands):
             mine[k] += parts[(v * a.bands + band) * stride + k]
     for i in range(z.statistics):
-        totals[2 * (z.statistic + i)] = totals[2 * (z.statistic + i) + 1] = 0
+        total = totals + 2 * (z.statistic + i)
+        total[0] = total[1] = low[0] = low[1] = 0
         for k in range(i * channels, (i + 1) * channels):
             gamma = job.gamma[first + k] if job.gamma != NULL else 1
-            totals[2 * (z.statistic + i)] += gamma * mine[2 * k]
-            totals[2 * (z.statistic + i) + 1] += gamma * mine[2 * k + 1]
+            fn_accumulate(total, low, gamma * mine[2 * k])
+            fn_accumulate(total + 1, low + 1, gamma * mine[2 * k + 1])
+        total[0] += low[0]
+        total[1] += low[1]
 
 
 cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, const double *totals) noexcept nogil:

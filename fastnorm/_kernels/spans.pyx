@@ -10,7 +10,7 @@ never changes a bit.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport fn_grad, fn_merge, fn_moments, fn_norm, fn_spans
+from fastnorm._kernels.c cimport fn_accumulate, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
     Job, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count,
@@ -198,12 +198,15 @@ cdef void sum_channel(const Job *job, const Extent *e, Py_ssize_t unit, const do
 cdef void weigh(const Job *job, const Extent *e, Py_ssize_t i, const double *sums, double *total) noexcept nogil:
     cdef Py_ssize_t k, unit
     cdef double gamma
-    total[0] = total[1] = 0
+    cdef double low[2]
+    total[0] = total[1] = low[0] = low[1] = 0
     for k in range(e.channels):
         unit = i * e.channels + k
         gamma = job.gamma[unit % job.c] if job.gamma != NULL else 1
-        total[0] += gamma * sums[2 * unit]
-        total[1] += gamma * sums[2 * unit + 1]
+        fn_accumulate(total, low, gamma * sums[2 * unit])
+        fn_accumulate(total + 1, low + 1, gamma * sums[2 * unit + 1])
+    total[0] += low[0]
+    total[1] += low[1]
 
 
 cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, double *sums) noexcept nogil:

@@ -66,7 +66,7 @@ cdef tuple forward(str op, object x, object axis, object out):
     if out is not None:
         dtype_of(out, "out")
         apart(out, x, "x", True)
-    result = output(out, x, laid_out(x), ctx.dtype)
+    result = output(out, x, x if out is None or cnp.PyArray_IS_C_CONTIGUOUS(x) else laid_out(x), ctx.dtype)
     # The rows of the result lie in its own memory when the axis is last there, else they come back through a copy.
     y = np.moveaxis(result, ctx.axis, -1)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(y) and cnp.PyArray_ISALIGNED(y)
