@@ -2,12 +2,13 @@
 
 import os
 
-# GNU OpenMP's threads wait for work by spinning, by default for milliseconds. On a busy machine the thread that is waited for
-# then cannot run: a batch norm of 0.1 ms was seen to take 40. Unless the user has a wish, they spin for some 20 µs and sleep.
-# Read when the library is loaded, by the import below, and left to nobody else.
+# GNU OpenMP's threads wait for work by spinning, by default for milliseconds. Where something else spins too, as BLAS's own
+# threads do between a training loop's matrix products, the thread that is waited for then cannot run: on two cores the batch
+# norms of a training step took 39 ms, and 0.8 ms when waiting threads sleep. So they sleep, unless the user has a wish. The
+# library reads this when it is loaded, by the import below, and it is left to nobody else.
 _wish = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
 if not _wish:
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+    os.environ["GOMP_SPINCOUNT"] = "0"
 try:
     from fastnorm._kernels import core
 finally:
