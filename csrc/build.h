@@ -9,6 +9,15 @@
 static inline int omp_get_thread_num(void) { return 0; }
 #endif
 
+/* Lets this thread's team go before a fork. Its threads do not survive one, and the child would wait for them for ever. */
+#if defined(_OPENMP) && (defined(__clang__) || __GNUC__ >= 9)
+#define FN_CAN_RELEASE_TEAM 1
+static inline void fn_release_team(void) { omp_pause_resource_all(omp_pause_hard); }
+#else
+#define FN_CAN_RELEASE_TEAM 0
+static inline void fn_release_team(void) {}
+#endif
+
 #if defined(__clang__)
 #define FN_COMPILER "clang " __clang_version__
 #elif defined(__GNUC__)

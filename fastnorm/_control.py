@@ -18,7 +18,8 @@ __all__ = ["config", "get_num_threads", "set_num_threads", "set_output_cache", "
 def set_num_threads(n: int) -> None:
     """Use at most n threads (1 ≤ n ≤ 4096) in every call from now on; results keep their bits.
 
-    Built without OpenMP, and in a process that was forked, one thread is all there is. TypeError or ValueError for anything else than a positive integer.
+    Built without OpenMP, one thread is all there is. A forked process starts on one thread. TypeError or ValueError for anything
+    else than a positive integer.
     """
     core.set_num_threads(n)
 

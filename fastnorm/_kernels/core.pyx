@@ -24,6 +24,10 @@ cdef Py_ssize_t STREAM_BYTES = 12 << 20
 
 _NAMES = {FN_BASELINE: "baseline", FN_AVX2: "avx2", FN_AVX512: "avx512", FN_NEON: "neon"}
 
+cdef extern from "build.h" nogil:
+    int FN_CAN_RELEASE_TEAM
+    void fn_release_team()
+
 cdef extern from "pool.h" nogil:
     void *fn_pool_malloc(void *ctx, size_t size)
     void *fn_pool_calloc(void *ctx, size_t count, size_t size)
@@ -139,18 +143,17 @@ def get_num_threads():
 
 
 def set_num_threads(n):
-    """Use at most n threads (n ≥ 1) from now on, in every Python thread of this process; one in a forked process."""
+    """Use at most n threads (n ≥ 1) from now on, in every Python thread of this process."""
     global _threads
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n: expected an integer number of threads, got {type(n).__name__}")
     n = n.__index__()
     if not 1 <= n <= 4096:
         raise ValueError(f"n: expected a number of threads between 1 and 4096, got {n}")
-    _threads = n if FN_HAVE_OPENMP and not _forked else 1
+    _threads = n if FN_HAVE_OPENMP and (FN_CAN_RELEASE_TEAM or not _forked) else 1
 
 
 def _after_fork():
-    # OpenMP's threads do not survive a fork, and waiting for them would hang the child: it stays on one.
     global _threads, _threads_reason, _forked
     _threads = 1
     _forked = True
@@ -200,7 +203,7 @@ def _start():
         _threads_reason = "FASTNORM_NUM_THREADS"
     set_num_threads(n)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
+        os.register_at_fork(before=fn_release_team, after_in_child=_after_fork)
 
 
 def reasons():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import os
 import statistics
 import time
 import types
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from fastnorm import set_num_threads
 from fastnorm.cli.common import (
     CommandError,
     DeferredInterrupt,
@@ -123,9 +121,6 @@ def add_settings(parser: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     need("rich", "sklearn")
-    if "FASTNORM_NUM_THREADS" not in os.environ:
-        # BLAS's threads spin between the matrix products of a step and would keep the norms' second thread from running.
-        set_num_threads(1)
     if args.plot:
         need("matplotlib").use("Agg")
     if args.resume and not args.checkpoint:
