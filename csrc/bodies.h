@@ -18,6 +18,8 @@
 #undef WIDER
 #undef GENERIC
 #undef EACH_COLUMN
+#undef EACH_ABREAST
+#undef EACH_IN_ROW
 #undef TO_DOUBLE
 #undef FROM_DOUBLE
 #undef LOAD

@@ -1,11 +1,33 @@
 /* A matrix whose columns each have their own statistic: channels-last images, (N, C) arrays, and NCHW spans too short to be
-   worth a horizontal reduction (then a "column" is one pixel of one channel, and the caller adds up the columns of a channel).
+   worth a horizontal reduction (then a "column" is one pixel of one channel, and fn_column_* add up the columns of a channel).
 
-   Included once per (storage S, arithmetic T). Eight rows are read side by side, so that memory is walked in order and
-   squares are added as a tree of eight before they are widened, as in spans.h. Columns are taken in tiles whose per-column
-   numbers stay in L1. */
+   Included once per (storage S, arithmetic T). Sums read eight rows (of two arrays: four) side by side, so that squares are
+   added as a tree of eight before they are widened, as in spans.h, and a column's accumulators are loaded and stored once for
+   eight rows; meanwhile the next rows are fetched. Outputs are written row by row: rows a multiple of 4 KB apart would make
+   every load wait for the store before it. Columns are taken in pieces whose numbers stay in L1. */
 
 #define FN_TILE 512 /* columns whose numbers are in L1 together: at most 7 arrays of float, 14 KB */
+
+/* A narrow matrix without gaps is read as one several times as wide, to fill whole vectors: how many of its rows make one. */
+FN_INLINE ptrdiff_t NAME(abreast)(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride) {
+    if (stride != width || width > FN_TILE / 2 || width < 1) return 1;
+    ptrdiff_t m = FN_TILE / width, low = width & -width, whole = low < LANES ? LANES / low : 1;
+    if (m > rows / 8) m = rows / 8;
+    return m >= whole ? m / whole * whole : m < 1 ? 1 : m;
+}
+
+/* Columns to take at a time: equal parts of the width. */
+FN_INLINE ptrdiff_t NAME(col_piece)(ptrdiff_t width) {
+    ptrdiff_t n = (width + FN_TILE - 1) / FN_TILE;
+    return n < 2 ? width : ((width + n - 1) / n + LANES - 1) / LANES * LANES;
+}
+
+/* STEP with `height` rows, `a` of the matrix to each, from row `done` on: all that fit with a = m, then the rest with a = 1. */
+#define EACH_ABREAST(m, rows, STEP)                                                                                      \
+    for (ptrdiff_t done = 0, a = (m), height; done < (rows); done += height * a, a = 1) {                                \
+        height = ((rows) - done) / a;                                                                                    \
+        STEP;                                                                                                            \
+    }
 
 /* ---- sums ---- */
 
@@ -21,7 +43,12 @@ FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x
             for (ptrdiff_t j = done; j < (w); j += LANES) BODY(row, 1, ((w) - j < LANES ? (w) - j : LANES));             \
     } while (0)
 
+FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
+    _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) fn_prefetch(p + (rows + r) * stride);
+}
+
 FN_INLINE ACC NAME(col_sum8)(const S *p, ptrdiff_t stride, ptrdiff_t n) {
+    NAME(col_fetch)(p, 8, stride);
     ACC acc = ACC_ADD4(ACC_ZERO(), NAME(col_load)(p, n), NAME(col_load)(p + stride, n), NAME(col_load)(p + 2 * stride, n),
                        NAME(col_load)(p + 3 * stride, n));
     p += 4 * stride;
@@ -29,9 +56,7 @@ FN_INLINE ACC NAME(col_sum8)(const S *p, ptrdiff_t stride, ptrdiff_t n) {
                     NAME(col_load)(p + 3 * stride, n));
 }
 
-FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
-                                                     double *sum, double *sum_lo) {
-    const S *x = xv;
+FN_OUTLINE void NAME(col_sums_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo) {
     ptrdiff_t r = 0;
 #define SUM(row, rows, n)                                                                                                \
     ACC_PUT(rows == 8 ? NAME(col_sum8)(x + j, stride, n) : ACC_ADD(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n)), \
@@ -41,6 +66,18 @@ FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, 
 #undef SUM
 }
 
+FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo) {
+    const S *x = xv;
+    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
+    for (ptrdiff_t t = 0; t < width; t += piece) {
+        ptrdiff_t w = width - t < piece ? width - t : piece;
+        double s[FN_TILE], lo[FN_TILE];
+        for (ptrdiff_t j = 0; j < m * w; j++) s[j] = lo[j] = 0;
+        EACH_ABREAST(m, rows, NAME(col_sums_add)(x + t + done * stride, height, a * w, a * stride, s, lo))
+        fn_fold(s, lo, w, m, sum + t, sum_lo + t);
+    }
+}
+
 FN_INLINE V NAME(col_square)(const S *x, ptrdiff_t n, V c) { V d = SUB(NAME(col_load)(x, n), c); return MUL(d, d); }
 FN_INLINE V NAME(col_square8)(const S *p, ptrdiff_t stride, ptrdiff_t n, V c) {
 #define SQ(k) NAME(col_square)(p + (k) * stride, n, c)
@@ -48,65 +85,76 @@ FN_INLINE V NAME(col_square8)(const S *p, ptrdiff_t stride, ptrdiff_t n, V c) {
 #undef SQ
 }
 
-FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
-                                                        const double *centre, double *m2) {
-    for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
-        ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
-        const S *x = (const S *)xv + t;
-        T c[FN_TILE];
-        double q[FN_TILE], q_lo[FN_TILE];
-        for (ptrdiff_t j = 0; j < FN_TILE; j++) {
-            c[j] = j < w ? (T)centre[t + j] : 0;
-            q[j] = q_lo[j] = 0;
-        }
-        ptrdiff_t r = 0;
+FN_OUTLINE void NAME(col_squares_add)(const S *x, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, const T *c, double *q, double *q_lo) {
+    ptrdiff_t r = 0;
 #define SQUARES(row, rows, n)                                                                                            \
     ACC_PUT(rows == 8 ? ACC_ADD(ACC_ZERO(), NAME(col_square8)(x + j, stride, n, LOAD_T(c + j)))                          \
                       : ACC_SQUARE(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n), LOAD_T(c + j)),                \
             q + j, q_lo + j, n)
-        if (!EXACT_SQUARES) for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(w, 8, 1, SQUARES);
-        EACH_COLUMN(w, rows - r, 0, SQUARES);
+    if (!EXACT_SQUARES) for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(w, 8, 1, SQUARES);
+    EACH_COLUMN(w, rows - r, 0, SQUARES);
 #undef SQUARES
+}
+
+FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2) {
+    const S *x = xv;
+    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
+    for (ptrdiff_t t = 0; t < width; t += piece) {
+        ptrdiff_t w = width - t < piece ? width - t : piece, j = 0;
+        T c[FN_TILE + LANES];
+        double q[FN_TILE], q_lo[FN_TILE], wide[FN_TILE];
+        for (ptrdiff_t i = 0; i < m; i++)
+            for (ptrdiff_t k = 0; k < w; k++, j++) { c[j] = (T)centre[t + k]; q[j] = q_lo[j] = 0; }
+        for (ptrdiff_t i = 0; i < LANES; i++) c[j + i] = 0;
+        EACH_ABREAST(m, rows, NAME(col_squares_add)(x + t + done * stride, height, a * w, a * stride, c, q, q_lo))
+        fn_fold(q, q_lo, w, m, q, q_lo);
         int safe = 1;
-        for (ptrdiff_t j = 0; j < w; j++) safe &= fn_in_safe_range(q[j], (double)rows);
-        double wide[FN_TILE];
+        for (j = 0; j < w; j++) safe &= fn_in_safe_range(q[j], (double)rows);
 #ifdef WIDER
         /* Columns that float cannot hold are done again in double, about the same c; the others keep their bits. */
         if (FN_UNLIKELY(!safe)) {
             double about[FN_TILE];
-            for (ptrdiff_t j = 0; j < w; j++) { about[j] = (double)c[j]; wide[j] = 0; }
-            WIDER(col_squares)((const S *)xv + t, rows, w, stride, about, wide);
+            for (j = 0; j < w; j++) about[j] = (double)c[j];
+            WIDER(col_squares)(x + t, rows, w, stride, about, wide);
         }
 #else
         safe = 1;
 #endif
-        for (ptrdiff_t j = 0; j < w; j++) {
+        for (j = 0; j < w; j++) {
             double d = centre[t + j] - (double)c[j];
-            m2[t + j] += ((safe || fn_in_safe_range(q[j], (double)rows) ? q[j] : wide[j]) - (double)rows * (d * d)) + q_lo[j];
+            m2[t + j] = ((safe || fn_in_safe_range(q[j], (double)rows) ? q[j] : wide[j]) - (double)rows * (d * d)) + q_lo[j];
         }
     }
 }
 
 /* ---- normalization and gradients: per-column numbers as vectors of T ---- */
 
-typedef struct { T hi[FN_TILE], lo[FN_TILE], scale[FN_TILE], shift[FN_TILE]; } NAME(col_norms);
+typedef struct { T hi[FN_TILE + LANES], lo[FN_TILE + LANES], scale[FN_TILE + LANES], shift[FN_TILE + LANES]; } NAME(col_norms);
 
-/* How many columns from p on, at most w, are alike in asking for wider arithmetic. */
-FN_INLINE ptrdiff_t NAME(col_run)(const fn_norm *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post) {
-    ptrdiff_t k = from / post, end = (k + 1) * post;
-    while (end < from + w && !p[end / post].wide == !p[k].wide) end += post;
-    return end < from + w ? end - from : w;
+/* The end of channel k, or of the w columns after `from`. */
+FN_INLINE ptrdiff_t NAME(channel_end)(ptrdiff_t k, ptrdiff_t post, ptrdiff_t from, ptrdiff_t w) {
+    ptrdiff_t end = (k + 1) * post - from;
+    return end < w ? end : w;
 }
 
-/* The numbers of columns from .. from + w; a channel has `post` columns. */
-FN_INLINE void NAME(col_split)(const fn_norm *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post, NAME(col_norms) *v) {
+/* Numbers 0 .. w - 1 of an array, repeated m times, then zeros for a partial vector. */
+FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
+    for (ptrdiff_t j = w; j < m * w; j++) v[j] = v[j - w];
+    for (ptrdiff_t j = m * w; j < m * w + LANES; j++) v[j] = 0;
+}
+
+/* The numbers of columns from .. from + w, m times; a channel has `post` columns. */
+FN_INLINE void NAME(col_split)(const fn_norm *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, NAME(col_norms) *v) {
     ptrdiff_t j = 0;
     for (ptrdiff_t k = from / post; j < w; k++) {
-        ptrdiff_t end = (k + 1) * post - from < w ? (k + 1) * post - from : w;
+        ptrdiff_t end = NAME(channel_end)(k, post, from, w);
         T hi = (T)p[k].mean, lo = (T)((p[k].mean - (double)hi) + p[k].mean_lo), scale = (T)p[k].scale, shift = (T)p[k].shift;
         for (; j < end; j++) { v->hi[j] = hi; v->lo[j] = lo; v->scale[j] = scale; v->shift[j] = shift; }
     }
-    for (; j < (w + LANES - 1) / LANES * LANES; j++) v->hi[j] = v->lo[j] = v->scale[j] = v->shift[j] = 0;
+    NAME(repeat)(v->hi, w, m);
+    NAME(repeat)(v->lo, w, m);
+    NAME(repeat)(v->scale, w, m);
+    NAME(repeat)(v->shift, w, m);
 }
 
 FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
@@ -114,65 +162,74 @@ FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
     return v;
 }
 
-FN_INLINE void NAME(col_affine_one)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
-                                    NAME(affine_v) v, int has_res, int relu, int stream) {
-    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
-        ptrdiff_t o = r * stride;
-        V z = NAME(normalize)(NAME(col_load)(x + o, n), v);
-        z = NAME(activate)(z, has_res ? NAME(col_load)(res + o, n) : z, has_res, relu);
-        if (n < LANES) STORE_N(y + o, z, n);
-        else if (stream) STREAM(y + o, z);
-        else STORE(y + o, z);
-    }
+/* ONE(n) over a row of w columns from j = 0: when streaming, first up to a cache line of y. */
+#define EACH_IN_ROW(y, w, stream, ONE, ONE_LAST)                                                                         \
+    do {                                                                                                                 \
+        ptrdiff_t j = 0, head = (stream) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0;                          \
+        if (head > (w)) head = (w);                                                                                      \
+        for (ptrdiff_t n; j < head; j += n) { n = head - j < LANES ? head - j : LANES - 1; ONE_LAST(n); }                \
+        for (; j + LANES <= (w); j += LANES) ONE(LANES);                                                                 \
+        if (j < (w)) { ptrdiff_t n = (w) - j; ONE_LAST(n); }                                                             \
+    } while (0)
+
+/* Where a piece of columns ends: when streaming, with a cache line of y, so that no line is written in two pieces. */
+FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int stream) {
+    ptrdiff_t over = (ptrdiff_t)(((uintptr_t)(y + w) & 63) / sizeof(S));
+    return stream && w < left && w > over ? w - over : w;
 }
 
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
                                      const NAME(col_norms) *p, int has_res, int relu, int stream) {
-#define BODY(row, rows, n)                                                                                               \
-    NAME(col_affine_one)(x + (row) * stride + j, has_res ? res + (row) * stride + j : NULL, y + (row) * stride + j, rows, \
-                         stride, n, NAME(col_norm)(p, j), has_res, relu, stream)
-    EACH_COLUMN(w, rows, rows == 4, BODY);
-#undef BODY
+#define OUT(n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + j, n), NAME(col_norm)(p, j)), \
+                              has_res ? NAME(col_load)(res + j, n) : SET1(0), has_res, relu)
+#define FULL(n) do { if (stream) STREAM(y + j, OUT(LANES)); else STORE(y + j, OUT(LANES)); } while (0)
+#define PART(n) STORE_N(y + j, OUT(n), n)
+    for (ptrdiff_t r = 0; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0)
+        EACH_IN_ROW(y, w, stream, FULL, PART);
+#undef PART
+#undef FULL
+#undef OUT
 }
 
-FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdiff_t rows,
-                                                       ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags) {
+FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
+                                 const fn_norm *p, ptrdiff_t post, int flags) {
     NAME(col_norms) v;
-    /* Streaming needs every row of every tile to start on a cache line. */
-    int stream = (flags & FN_STREAM) && ((uintptr_t)yv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
+    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
+    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0, w; t < width; t += w) {
-        w = NAME(col_run)(p, t, width - t < FN_TILE ? width - t : FN_TILE, post);
         const S *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
         S *y = (S *)yv + t;
+        w = NAME(col_end)(y, width - t < piece ? width - t : piece, width - t, stream);
 #ifdef WIDER
+        w = fn_alike(p, NULL, t, w, post);
         if (FN_UNLIKELY(p[t / post].wide)) { /* one channel at a time */
-            if (w > (t / post + 1) * post - t) w = (t / post + 1) * post - t;
+            w = NAME(channel_end)(t / post, post, t, w);
             WIDER(col_affine)(x, res, y, rows, w, stride, p + t / post, w, flags & FN_RELU);
             continue;
         }
 #endif
-        NAME(col_split)(p, t, w, post, &v);
-        stream &= ((uintptr_t)y & 63) == 0; /* a run need not begin on a cache line */
-        for (ptrdiff_t r = 0; r < rows; r += 4) {
-            ptrdiff_t some = rows - r < 4 ? rows - r : 4, o = r * stride;
-            int relu = flags & FN_RELU;
-            const S *rr = res ? res + o : NULL;
-#define BODY(some, has_res, relu, stream) NAME(col_affine_rows)(x + o, rr, y + o, some, w, stride, &v, has_res, relu, stream)
-            if (GENERIC || some < 4) BODY(some, rr != NULL, relu, 0);
-            else if (res) { if (stream) BODY(4, 1, relu, 1); else BODY(4, 1, relu, 0); }
-            else if (relu) { if (stream) BODY(4, 0, 1, 1); else BODY(4, 0, 1, 0); }
-            else { if (stream) BODY(4, 0, 0, 1); else BODY(4, 0, 0, 0); }
+        if (w < width) m = 1;
+        NAME(col_split)(p, t, w, post, m, &v);
+#define BODY(r, has_res, relu, stream) \
+    EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, &v, has_res, relu, stream))
+        if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)
+        else if (res) { if (stream) BODY(res + done * stride, 1, relu, 1) else BODY(res + done * stride, 1, relu, 0) }
+        else if (relu) { if (stream) BODY(NULL, 0, 1, 1) else BODY(NULL, 0, 1, 0) }
+        else { if (stream) BODY(NULL, 0, 0, 1) else BODY(NULL, 0, 0, 0) }
 #undef BODY
-        }
     }
     if (stream) fn_fence();
 }
 
-/* Eight rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
+/* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
 FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
                                         NAME(affine_v) v, int has_res, int relu) {
     NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
-    _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) {
+    if (rows == 4) {
+        NAME(col_fetch)(dy, 4, stride);
+        NAME(col_fetch)(x, 4, stride);
+    }
+    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
@@ -182,131 +239,120 @@ FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, p
     return s;
 }
 
+/* Per column: Σdy and Σdy·(x - hi), and what they lost. */
+typedef struct { double sum[FN_TILE], sum_lo[FN_TILE], dot[FN_TILE], dot_lo[FN_TILE]; } NAME(col_totals);
+
 FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
-                                   const NAME(col_norms) *p, int has_res, int relu, double *dsum, double *dot, double *lost) {
+                                   const NAME(col_norms) *p, int has_res, int relu, NAME(col_totals) *to) {
 #define BODY(row, rows, n)                                                                                               \
     do {                                                                                                                 \
         ptrdiff_t o = (row) * stride + j;                                                                                \
         NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), has_res, relu); \
-        ACC_PUT(s.sum, dsum + j, lost + j, n);                                                                           \
-        ACC_PUT(s.dot, dot + j, lost + FN_TILE + j, n);                                                                  \
+        ACC_PUT(s.sum, to->sum + j, to->sum_lo + j, n);                                                                  \
+        ACC_PUT(s.dot, to->dot + j, to->dot_lo + j, n);                                                                  \
     } while (0)
-    EACH_COLUMN(w, rows, rows == 8, BODY);
+    ptrdiff_t r = 0;
+    for (; r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, res += has_res ? 4 * stride : 0) EACH_COLUMN(w, 4, 1, BODY);
+    EACH_COLUMN(w, rows - r, 0, BODY);
 #undef BODY
 }
 
 FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows, ptrdiff_t width,
-                                    ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags, double *dsum, double *dot) {
+                                    ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags, double *dsum,
+                                    double *dsum_lo, double *dot, double *dot_lo) {
     NAME(col_norms) v;
-    double s[FN_TILE], d[FN_TILE], lost[2 * FN_TILE];
+    NAME(col_totals) to;
     int relu = flags & FN_RELU;
-    for (ptrdiff_t t = 0; t < width; t += FN_TILE) {
-        ptrdiff_t w = width - t < FN_TILE ? width - t : FN_TILE;
+    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
+    for (ptrdiff_t t = 0; t < width; t += piece) {
+        ptrdiff_t w = width - t < piece ? width - t : piece;
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
-        NAME(col_split)(p, t, w, post, &v);
-        for (ptrdiff_t j = 0; j < FN_TILE; j++) s[j] = d[j] = lost[j] = lost[FN_TILE + j] = 0;
-        for (ptrdiff_t r = 0; r < rows; r += 8) {
-            ptrdiff_t o = r * stride, some = rows - r < 8 ? rows - r : 8;
-            const S *rr = res ? res + o : NULL;
-#define BODY(some, has_res, relu) NAME(col_grad_rows)(dy + o, x + o, rr, some, w, stride, &v, has_res, relu, s, d, lost)
-            if (GENERIC || some < 8) BODY(some, rr != NULL, relu);
-            else if (!relu) BODY(8, 0, 0);
-            else if (!rr) BODY(8, 0, 1);
-            else BODY(8, 1, 1);
+        NAME(col_split)(p, t, w, post, m, &v);
+        for (ptrdiff_t j = 0; j < m * w; j++) to.sum[j] = to.sum_lo[j] = to.dot[j] = to.dot_lo[j] = 0;
+#define BODY(r, has_res, relu) \
+    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v, has_res, relu, &to))
+        if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu)
+        else if (!relu) BODY(NULL, 0, 0)
+        else if (!res) BODY(NULL, 0, 1)
+        else BODY(res + done * stride, 1, 1)
 #undef BODY
-        }
-        for (ptrdiff_t j = 0; j < w; j++) {
-            const fn_norm *q = p + (t + j) / post;
-            double lo = (q->mean - (double)v.hi[j]) + q->mean_lo, sum = s[j] + lost[j];
-            s[j] = sum;
-            d[j] = (d[j] - lo * sum) + lost[FN_TILE + j];
-        }
+        fn_fold(to.sum, to.sum_lo, w, m, dsum + t, dsum_lo + t);
+        fn_fold(to.dot, to.dot_lo, w, m, dot + t, dot_lo + t);
+        ptrdiff_t j = 0;
+        for (ptrdiff_t k = t / post; j < w; k++) {
+            ptrdiff_t end = NAME(channel_end)(k, post, t, w);
+            double lo = (p[k].mean - (double)v.hi[j]) + p[k].mean_lo;
 #ifdef WIDER
-        /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
-        for (ptrdiff_t j = 0; j < w; j++)
-            if (FN_UNLIKELY(p[(t + j) / post].wide)) {
-                s[j] = d[j] = 0;
-                WIDER(col_grad_sums)(dy + j, x + j, res ? res + j : NULL, rows, 1, stride, p + (t + j) / post, 1, flags, s + j, d + j);
+            /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
+            if (FN_UNLIKELY(p[k].wide)) {
+                for (; j < end; j++)
+                    WIDER(col_grad_sums)(dy + j, x + j, res ? res + j : NULL, rows, 1, stride, p + k, 1, flags, dsum + t + j,
+                                         dsum_lo + t + j, dot + t + j, dot_lo + t + j);
+                continue;
             }
 #endif
-        for (ptrdiff_t j = 0; j < w; j++) { dsum[t + j] += s[j]; dot[t + j] += d[j]; }
+            for (; j < end; j++) dot_lo[t + j] -= lo * dsum[t + j];
+        }
     }
 }
 
-typedef struct { T a[FN_TILE], b[FN_TILE], c[FN_TILE]; } NAME(col_grads);
-
-FN_INLINE int NAME(col_grad_wide)(const fn_norm *p, const fn_grad *g) { return p->wide || !fn_grad_is_safe(g); }
-FN_INLINE ptrdiff_t NAME(col_grad_run)(const fn_norm *p, const fn_grad *g, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post) {
-    ptrdiff_t k = from / post, end = (k + 1) * post;
-    int wide = NAME(col_grad_wide)(p + k, g + k);
-    while (end < from + w && NAME(col_grad_wide)(p + end / post, g + end / post) == wide) end += post;
-    return end < from + w ? end - from : w;
-}
-
-FN_INLINE void NAME(col_grad_apply_one)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t stride,
-                                        ptrdiff_t n, NAME(affine_v) v, V a, V b, V c, int has_res, int relu, int stream) {
-    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
-        ptrdiff_t o = r * stride;
-        V xi = NAME(col_load)(x + o, n);
-        V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
-        V z = NAME(combine)(g, xi, v, a, b, c);
-        if (dres) { if (n < LANES) STORE_N(dres + o, g, n); else STORE(dres + o, g); }
-        if (n < LANES) STORE_N(dx + o, z, n);
-        else if (stream) STREAM(dx + o, z);
-        else STORE(dx + o, z);
-    }
-}
+typedef struct { T a[FN_TILE + LANES], b[FN_TILE + LANES], c[FN_TILE + LANES]; } NAME(col_grads);
 
 FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
                                          ptrdiff_t stride, const NAME(col_norms) *p, const NAME(col_grads) *q, int has_res,
                                          int relu, int stream) {
-#define BODY(row, rows, n)                                                                                               \
-    do {                                                                                                                 \
-        ptrdiff_t o = (row) * stride + j;                                                                                \
-        NAME(col_grad_apply_one)(dy + o, x + o, has_res ? res + o : NULL, dx + o, dres ? dres + o : NULL, rows, stride, n, \
-                                 NAME(col_norm)(p, j), LOAD_T(q->a + j), LOAD_T(q->b + j), LOAD_T(q->c + j), has_res, relu, stream); \
-    } while (0)
-    EACH_COLUMN(w, rows, rows == 4, BODY);
-#undef BODY
+#define GRAD(n)                                                                                                          \
+    NAME(affine_v) v = NAME(col_norm)(p, j);                                                                             \
+    V xi = NAME(col_load)(x + j, n);                                                                                     \
+    V g = NAME(gate)(NAME(col_load)(dy + j, n), xi, has_res ? NAME(col_load)(res + j, n) : xi, v, has_res, relu);        \
+    V z = NAME(combine)(g, xi, v, LOAD_T(q->a + j), LOAD_T(q->b + j), LOAD_T(q->c + j));
+#define FULL(n) do { GRAD(LANES) if (dres) STORE(dres + j, g); if (stream) STREAM(dx + j, z); else STORE(dx + j, z); } while (0)
+#define PART(n) do { GRAD(n) if (dres) STORE_N(dres + j, g, n); STORE_N(dx + j, z, n); } while (0)
+    for (ptrdiff_t r = 0; r < rows; r++, dy += stride, x += stride, dx += stride) {
+        EACH_IN_ROW(dx, w, stream, FULL, PART);
+        if (has_res) res += stride;
+        if (dres) dres += stride;
+    }
+#undef PART
+#undef FULL
+#undef GRAD
 }
 
-FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv,
-                                                           void *drv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
-                                                           const fn_norm *p, const fn_grad *g, ptrdiff_t post, int flags) {
+FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv, void *drv, ptrdiff_t rows,
+                                     ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, const fn_grad *g, ptrdiff_t post,
+                                     int flags) {
     NAME(col_norms) v;
     NAME(col_grads) q;
-    int stream = (flags & FN_STREAM) && ((uintptr_t)dxv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
-    int relu = flags & FN_RELU;
+    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
+    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0, w; t < width; t += w) {
-        w = NAME(col_grad_run)(p, g, t, width - t < FN_TILE ? width - t : FN_TILE, post);
-        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
-        S *dx = (S *)dxv + t, *dres = drv ? (S *)drv + t : NULL;
+        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
+        S *dx = (S *)dxv + t, *dres = drv && res ? (S *)drv + t : NULL;
+        w = NAME(col_end)(dx, width - t < piece ? width - t : piece, width - t, stream);
 #ifdef WIDER
-        if (FN_UNLIKELY(NAME(col_grad_wide)(p + t / post, g + t / post))) {
-            if (w > (t / post + 1) * post - t) w = (t / post + 1) * post - t;
+        w = fn_alike(p, g, t, w, post);
+        if (FN_UNLIKELY(p[t / post].wide || !fn_grad_is_safe(g + t / post))) {
+            w = NAME(channel_end)(t / post, post, t, w);
             WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, p + t / post, g + t / post, w, relu);
             continue;
         }
 #endif
-        NAME(col_split)(p, t, w, post, &v);
-        stream &= ((uintptr_t)dx & 63) == 0;
+        if (w < width) m = 1;
+        NAME(col_split)(p, t, w, post, m, &v);
         ptrdiff_t j = 0;
-        for (ptrdiff_t k = t / post; j < w; k++) {
-            ptrdiff_t end = (k + 1) * post - t < w ? (k + 1) * post - t : w;
-            for (; j < end; j++) { q.a[j] = (T)g[k].a; q.b[j] = (T)g[k].b; q.c[j] = (T)g[k].c; }
-        }
-        for (; j < (w + LANES - 1) / LANES * LANES; j++) q.a[j] = q.b[j] = q.c[j] = 0;
-        for (ptrdiff_t r = 0; r < rows; r += 4) {
-            ptrdiff_t some = rows - r < 4 ? rows - r : 4, o = r * stride;
-            const S *rr = res && relu ? res + o : NULL;
-            S *dr = rr && dres ? dres + o : NULL;
-#define BODY(some, dr, has_res, relu, stream) \
-    NAME(col_grad_apply_rows)(dy + o, x + o, rr, dx + o, dr, some, w, stride, &v, &q, has_res, relu, stream)
-            if (GENERIC || some < 4 || rr) BODY(some, dr, rr != NULL, relu, 0);
-            else if (relu) { if (stream) BODY(4, NULL, 0, 1, 1); else BODY(4, NULL, 0, 1, 0); }
-            else { if (stream) BODY(4, NULL, 0, 0, 1); else BODY(4, NULL, 0, 0, 0); }
+        for (ptrdiff_t k = t / post; j < w; k++)
+            for (ptrdiff_t end = NAME(channel_end)(k, post, t, w); j < end; j++) { q.a[j] = (T)g[k].a; q.b[j] = (T)g[k].b; q.c[j] = (T)g[k].c; }
+        NAME(repeat)(q.a, w, m);
+        NAME(repeat)(q.b, w, m);
+        NAME(repeat)(q.c, w, m);
+#define BODY(r, dr, has_res, relu, stream)                                                                               \
+    EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
+                                                    a * w, a * stride, &v, &q, has_res, relu, stream))
+        if (GENERIC || res)
+            BODY(res ? res + done * stride : NULL, dres ? dres + done * stride : NULL, res != NULL, relu, 0)
+        else if (relu) { if (stream) BODY(NULL, NULL, 0, 1, 1) else BODY(NULL, NULL, 0, 1, 0) }
+        else { if (stream) BODY(NULL, NULL, 0, 0, 1) else BODY(NULL, NULL, 0, 0, 0) }
 #undef BODY
-        }
     }
     if (stream) fn_fence();
 }

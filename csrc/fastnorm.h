@@ -9,12 +9,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Unused: some bodies (params of the wide types) have no caller. */
+#define FN_INLINE static inline __attribute__((always_inline, unused))
+#define FN_OUTLINE static __attribute__((noinline, unused))
+#define FN_LIKELY(c) __builtin_expect(!!(c), 1)
+#define FN_UNLIKELY(c) __builtin_expect(!!(c), 0)
+
 /* Count, sum and mean (each hi + lo) and sum of squared deviations of a set of values. */
 typedef struct { double n, sum, sum_lo, mean, mean_lo, m2; } fn_moments;
 
 /* y = (x - mean)·scale + shift, one set of numbers for a whole span. `wide` asks for double arithmetic where float would
-   overflow or lose everything to underflow (fn_is_wide). */
+   overflow or lose everything to underflow (fn_needs_wide). */
 typedef struct { double mean, mean_lo, scale, shift; int wide; } fn_norm;
+
+/* Σg and Σg·(x - mean), each hi + lo. */
+typedef struct { double sum, sum_lo, dot, dot_lo; } fn_sums;
 
 /* dx = a·dy + b·(x - mean) + c */
 typedef struct { double a, b, c; } fn_grad;
@@ -34,24 +43,26 @@ typedef struct {
     void (*moments)(const void *x, fn_spans s, fn_moments *out);
     /* y = relu((x - mean)·scale + shift + residual); residual may be NULL. `ahead`: elements beyond x to prefetch. */
     void (*affine)(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags, ptrdiff_t ahead);
-    /* out = Σdy, Σdy·(x - mean), with dy masked by the ReLU of the forward. */
-    void (*grad_sums)(const void *dy, const void *x, const void *residual, fn_spans s, const fn_norm *p, int flags, double out[2]);
+    /* *out = Σdy, Σdy·(x - mean), with dy masked by the ReLU of the forward. */
+    void (*grad_sums)(const void *dy, const void *x, const void *residual, fn_spans s, const fn_norm *p, int flags,
+                      fn_sums *out);
     /* dx = a·dy + b·(x - mean) + c; dresidual, when not NULL, receives the masked dy. */
     void (*grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
                        const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead);
 
     /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
 
-    /* sum[j] += Σ_r x[r,j] over `rows` rows (hi and lo parts). */
+    /* sum[j] = Σ_r x[r,j] over `rows` rows (hi and lo parts). */
     void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo);
-    /* m2[j] += Σ_r (x[r,j] - centre[j])² - rows·(centre[j] - fl(centre[j]))²: about the centre in double. */
+    /* m2[j] = Σ_r (x[r,j] - centre[j])² - rows·(centre[j] - fl(centre[j]))²: about the centre in double. */
     void (*col_squares)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2);
     /* Here and below p and g have an entry per channel, which owns `post` neighbouring columns. */
     void (*col_affine)(const void *x, const void *residual, void *y, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
                        const fn_norm *p, ptrdiff_t post, int flags);
-    /* dsum[j] += Σ_r dy[r,j]; dot[j] += Σ_r dy[r,j]·(x[r,j] - mean[j]). */
+    /* dsum[j] = Σ_r dy[r,j]; dot[j] = Σ_r dy[r,j]·(x[r,j] - mean[j]); what the roundings lost in dsum_lo, dot_lo. */
     void (*col_grad_sums)(const void *dy, const void *x, const void *residual, ptrdiff_t rows, ptrdiff_t width,
-                          ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags, double *dsum, double *dot);
+                          ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags, double *dsum, double *dsum_lo, double *dot,
+                          double *dot_lo);
     void (*col_grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, ptrdiff_t rows,
                            ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, const fn_grad *g, ptrdiff_t post, int flags);
 
@@ -63,12 +74,14 @@ typedef struct {
     /* Whole rows; stat[r] receives mean and rstd (as scale). sum, when not NULL, receives x + residual. */
     void (*rows_forward)(const void *x, const void *residual, void *sum, void *y, ptrdiff_t rows, ptrdiff_t len,
                          const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags);
-    /* out = Σg, Σg·(x - mean) with g = dy·gamma. */
-    void (*row_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t len, const fn_norm *p, double out[2]);
-    /* dx of rows (or pieces of rows with n elements to a statistic); dgamma, dbeta, when not NULL, are added to. */
+    /* *out = Σg, Σg·(x - mean) with g = dy·gamma. */
+    void (*row_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t len, const fn_norm *p,
+                          fn_sums *out);
+    /* dx of rows (or pieces of rows with n elements to a statistic); dgamma, dbeta, when not NULL, are added to; for float64
+       what that loses is added to dgamma_lo, dbeta_lo. */
     void (*rows_grad)(const void *dy, const void *x, const void *gamma, void *dx, ptrdiff_t rows, ptrdiff_t len,
-                      ptrdiff_t stride, double n, const fn_norm *stat, const double *sums, int centred, int flags,
-                      double *dgamma, double *dbeta);
+                      ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
+                      double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo);
     void (*add)(const void *x, const void *residual, void *sum, ptrdiff_t len);
 
     /* ---- softmax, cross-entropy, dropout ---- */
@@ -89,21 +102,18 @@ typedef struct {
     void (*put)(const double *src, ptrdiff_t n, void *dst, ptrdiff_t stride);
 } fn_ops;
 
-/* hi + lo += x, exactly but for lo's own rounding. */
-void fn_accumulate(double *hi, double *lo, double x);
-/* Count, sum and mean from a sum (hi + lo) of n values; m2 is left alone. */
-void fn_mean(double hi, double lo, double n, fn_moments *m);
 /* The moments of `segments` runs of `segment` columns each, from column sums over n / segment rows; every column's mean. */
 void fn_column_means(const double *sum, const double *lost, ptrdiff_t segments, ptrdiff_t segment, double n, fn_moments *out,
                      double *mean);
 /* m2 of each run from its columns' squares about out->mean, without its low part. */
 void fn_column_squares(const double *m2, ptrdiff_t segments, ptrdiff_t segment, fn_moments *out);
+/* The gradient sums of runs of `post` columns, from those of the columns. */
+void fn_column_grads(const double *sum, const double *sum_lo, const double *dot, const double *dot_lo, ptrdiff_t channels,
+                     ptrdiff_t post, fn_sums *out);
 /* out = the moments of the union of parts[0], parts[stride], ...: sums added, squares moved to the common mean. */
 void fn_pool(const fn_moments *parts, ptrdiff_t count, ptrdiff_t stride, fn_moments *out);
 /* Chan's merge: a becomes the moments of the union of a and b. */
 void fn_merge(fn_moments *a, const fn_moments *b);
-/* Must y = (x - mean)·scale + shift be computed in double? m2 bounds (x - mean)². */
-int fn_wide(double mean, double m2, double scale);
 
 /* ---- instruction sets: one table each, chosen when imported ---- */
 enum { FN_BASELINE = 0, FN_AVX2 = 2, FN_AVX512 = 3, FN_NEON = 4, FN_LEVELS };

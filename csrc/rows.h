@@ -173,73 +173,43 @@ FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptr
     return a;
 }
 
-FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len, const fn_norm *p,
-                                    double out[2]) {
+FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len, const fn_norm *p, fn_sums *out) {
     vd mean = vd_set1(p->mean);
-    NAME(sums) a = gv ? NAME(row_sums)(dyv, xv, gv, len, mean) : NAME(row_sums)(dyv, xv, NULL, len, mean);
-    fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
-    out[0] = sum.hi + sum.lo;
-    out[1] = (dot.hi - p->mean_lo * out[0]) + dot.lo;
+    *out = NAME(sums_of)(gv ? NAME(row_sums)(dyv, xv, gv, len, mean) : NAME(row_sums)(dyv, xv, NULL, len, mean), p->mean_lo);
 }
 
 typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROWS]; } NAME(row_grads);
 
-/* Σ of one vector or of FN_ROWS, as a tree. */
-FN_INLINE V NAME(row_tree)(const V *t, ptrdiff_t rows) {
-    if (rows == 1) return t[0];
-    return ADD(ADD(ADD(t[0], t[1]), ADD(t[2], t[3])), ADD(ADD(t[4], t[5]), ADD(t[6], t[7])));
-}
-
-/* dx of FN_ROWS rows or of one, and their part of dgamma and dbeta, for one vector of columns. */
-FN_INLINE void NAME(rows_grad_one)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t rows, ptrdiff_t stride,
-                                   ptrdiff_t n, const NAME(row_grads) *q, ptrdiff_t first, int centred, int stream,
-                                   double *dgamma, double *dbeta, double *lost) {
-    V gm = gamma ? NAME(param)(gamma, n) : SET1(1);
-    V dg[FN_ROWS], db[FN_ROWS];
-    _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) {
-        ptrdiff_t o = r * stride;
-        V g = NAME(col_load)(dy + o, n), rstd = SET1(q->rstd[first + r]);
-        V xhat = NAME(standardize)(NAME(col_load)(x + o, n), SET1(q->hi[first + r]), SET1(q->lo[first + r]), rstd, centred);
-        db[r] = g;
-        dg[r] = MUL(g, xhat);
-        g = MUL(g, gm);
-        V z = ADD(MUL(g, rstd), MUL(xhat, SET1(q->b[first + r])));
-        if (centred) z = ADD(z, SET1(q->c[first + r]));
-        if (n < LANES) STORE_N(dx + o, z, n);
-        else if (stream) STREAM(dx + o, z);
-        else STORE(dx + o, z);
-    }
-    if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), NAME(row_tree)(dg, rows)), dgamma, lost, n);
-    if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), NAME(row_tree)(db, rows)), dbeta, lost + FN_TILE, n);
-}
-
-FN_INLINE void NAME(rows_grad_tile)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t rows, ptrdiff_t stride,
-                                    ptrdiff_t width, const NAME(row_grads) *q, int centred, int stream, double *dgamma,
-                                    double *dbeta, double *lost) {
-#define BODY(row, rows, n)                                                                                               \
-    NAME(rows_grad_one)(dy + (row) * stride + j, x + (row) * stride + j, gamma ? gamma + j : NULL, dx + (row) * stride + j, \
-                        rows, stride, n, q, row, centred, stream, dgamma ? dgamma + j : NULL, dbeta ? dbeta + j : NULL, lost + j)
-    EACH_COLUMN(width, rows, rows == FN_ROWS, BODY);
-#undef BODY
+/* dx of one row of w columns, and its part of dgamma and dbeta, added in T. */
+FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t w, const NAME(row_grads) *q, ptrdiff_t r,
+                              int has_gamma, int centred, int params, int stream, T *dg, T *db) {
+    V hi = SET1(q->hi[r]), lo = SET1(q->lo[r]), rstd = SET1(q->rstd[r]), b = SET1(q->b[r]), c = SET1(q->c[r]);
+#define GRAD(n)                                                                                                              V g = NAME(col_load)(dy + j, n), xhat = NAME(standardize)(NAME(col_load)(x + j, n), hi, lo, rstd, centred);              if (params) {                                                                                                                STORE_T(db + j, ADD(LOAD_T(db + j), g));                                                                                 STORE_T(dg + j, ADD(LOAD_T(dg + j), n == LANES ? MUL(g, xhat) : FIRST(MUL(g, xhat), n)));                                                        }                                                                                                                        V z = ADD(MUL(has_gamma ? MUL(g, NAME(param)(gamma + j, n)) : g, rstd), MUL(xhat, b));                                   if (centred) z = ADD(z, c);
+#define FULL(n) do { GRAD(LANES) if (stream) STREAM(dx + j, z); else STORE(dx + j, z); } while (0)
+#define PART(n) do { GRAD(n) STORE_N(dx + j, z, n); } while (0)
+    EACH_IN_ROW(dx, w, stream, FULL, PART);
+#undef PART
+#undef FULL
+#undef GRAD
 }
 
 /* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
-   are added to. `n` is the number of elements behind each statistic: len, unless these are pieces of longer rows. */
-static __attribute__((noinline, unused)) void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv,
-                                                      ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride, double n,
-                                                      const fn_norm *stat, const double *sums, int centred, int flags,
-                                                      double *dgamma, double *dbeta) {
-    const S *dy = dyv, *x = xv;
-    S *dx = dxv;
-    int stream = (flags & FN_STREAM) && ((uintptr_t)dxv & 63) == 0 && (stride * (ptrdiff_t)sizeof(S)) % 64 == 0;
-    double lost[2 * FN_TILE];
+   are added to: eight rows in T, then widened. `n` is the number of elements behind each statistic: len, unless these are
+   pieces of longer rows. */
+FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
+                                ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
+                                double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
+    int stream = !!(flags & FN_STREAM), params = dgamma || dbeta;
     for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
         ptrdiff_t some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
+        const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
+        S *dx = (S *)dxv + r * stride;
         NAME(row_grads) q;
         int safe = 1;
         for (ptrdiff_t k = 0; k < some; k++) {
             const fn_norm *p = stat + r + k;
-            fn_grad g = {p->scale, -p->scale * (sums[2 * (r + k) + 1] * p->scale / n), -p->scale * sums[2 * (r + k)] / n};
+            const fn_sums *s = sums + r + k;
+            fn_grad g = {p->scale, -p->scale * ((s->dot + s->dot_lo) * p->scale / n), -p->scale * (s->sum + s->sum_lo) / n};
             q.hi[k] = (T)p->mean;
             q.lo[k] = (T)((p->mean - (double)q.hi[k]) + p->mean_lo);
             q.rstd[k] = (T)p->scale;
@@ -247,35 +217,33 @@ static __attribute__((noinline, unused)) void NAME(rows_grad)(const void *dyv, c
             q.c[k] = (T)g.c;
             safe &= (p->wide == 0) & fn_grad_is_safe(&g);
         }
-        ptrdiff_t o = r * stride;
 #ifdef WIDER
-        if (FN_UNLIKELY(!safe) && some > 1) { /* row by row: a row's dx must not depend on its neighbours */
-            for (ptrdiff_t k = 0; k < some; k++)
-                NAME(rows_grad)(dy + o + k * stride, x + o + k * stride, gv, dx + o + k * stride, 1, len, stride, n, stat + r + k,
-                                sums + 2 * (r + k), centred, 0, dgamma, dbeta);
-            continue;
-        }
-        if (FN_UNLIKELY(!safe)) {
-            WIDER(rows_grad)(dy + o, x + o, gv, dx + o, some, len, stride, n, stat + r, sums + 2 * r, centred, 0, dgamma, dbeta);
+        if (FN_UNLIKELY(!safe)) { /* row by row: a row's dx must not depend on its neighbours */
+            for (ptrdiff_t k = 0; k < some; k++) {
+                ptrdiff_t o = k * stride;
+                if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, stat + r + k, sums + r + k, centred, 0,
+                                              dgamma, dbeta, dgamma_lo, dbeta_lo);
+                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, 0, dgamma, dbeta, dgamma_lo, dbeta_lo);
+            }
             continue;
         }
 #endif
         (void)safe;
         for (ptrdiff_t t = 0; t < len; t += FN_TILE) {
-            ptrdiff_t to = t + FN_TILE < len ? t + FN_TILE : len;
+            ptrdiff_t w = len - t < FN_TILE ? len - t : FN_TILE;
             const P *g = gv ? (const P *)gv + t : NULL;
-            double *dg = dgamma ? dgamma + t : NULL, *db = dbeta ? dbeta + t : NULL;
-            if (sizeof(T) == 8) for (ptrdiff_t j = 0; j < 2 * FN_TILE; j++) lost[j] = 0;
-#define APPLY(rows, centred, stream) \
-    NAME(rows_grad_tile)(dy + o + t, x + o + t, g, dx + o + t, rows, stride, to - t, &q, centred, stream, dg, db, lost)
-            if (GENERIC || some < FN_ROWS) APPLY(some, centred, 0);
-            else if (centred) { if (stream) APPLY(FN_ROWS, 1, 1); else APPLY(FN_ROWS, 1, 0); }
-            else if (stream) APPLY(FN_ROWS, 0, 1);
-            else APPLY(FN_ROWS, 0, 0);
-#undef APPLY
-            if (sizeof(T) == 8) {
-                for (ptrdiff_t j = 0; dg && j < to - t; j++) dg[j] += lost[j];
-                for (ptrdiff_t j = 0; db && j < to - t; j++) db[j] += lost[FN_TILE + j];
+            T dg[FN_TILE + LANES], db[FN_TILE + LANES];
+            if (params) for (ptrdiff_t j = 0; j < w + LANES; j++) dg[j] = db[j] = 0;
+#define BODY(g, has_gamma, centred, params, stream)                                                                          for (ptrdiff_t k = 0; k < some; k++)                                                                                         NAME(row_grad)(dy + k * stride + t, x + k * stride + t, g, dx + k * stride + t, w, &q, k, has_gamma, centred, params, stream, dg, db)
+            if (GENERIC || !g || !params) BODY(g, g != NULL, centred, params, 0);
+            else if (centred) { if (stream) BODY(g, 1, 1, 1, 1); else BODY(g, 1, 1, 1, 0); }
+            else if (stream) BODY(g, 1, 0, 1, 1);
+            else BODY(g, 1, 0, 1, 0);
+#undef BODY
+            for (ptrdiff_t j = 0; params && j < w; j += LANES) {
+                ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
+                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(dg + j)), dgamma + o, dgamma_lo + o, m);
+                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(db + j)), dbeta + o, dbeta_lo + o, m);
             }
         }
     }

@@ -2,7 +2,7 @@
 #ifndef FN_SCALAR_H
 #define FN_SCALAR_H
 
-#include "vec.h"
+#include "fastnorm.h"
 
 typedef struct { double hi, lo; } fn_dd; /* the unevaluated sum hi + lo */
 
@@ -21,11 +21,26 @@ FN_INLINE fn_dd fn_two_product(double a, double b) {
     fn_dd r = {p, ((ah * bh - p) + ah * bl + al * bh) + al * bl};
     return r;
 }
+/* A low part; none beside an infinity, or where splitting overflowed. */
+FN_INLINE double fn_low(double x) { return x - x == 0 ? x : 0; }
 /* (hi + lo) / n, hi being the nearest double. */
 FN_INLINE fn_dd fn_dd_div(fn_dd a, double n) {
     fn_dd q = {(a.hi + a.lo) / n, 0}, p = fn_two_product(q.hi, n);
     double r = (((a.hi - p.hi) - p.lo) + a.lo) / n;
     return r - r == 0 ? fn_two_sum(q.hi, r) : q;
+}
+/* += b, and += gamma·b */
+FN_INLINE void fn_sums_add(fn_sums *a, const fn_sums *b) {
+    fn_dd s = {a->sum, a->sum_lo}, t = {b->sum, b->sum_lo}, d = {a->dot, a->dot_lo}, e = {b->dot, b->dot_lo};
+    s = fn_dd_add(s, t);
+    d = fn_dd_add(d, e);
+    a->sum = s.hi; a->sum_lo = s.lo;
+    a->dot = d.hi; a->dot_lo = d.lo;
+}
+FN_INLINE void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) {
+    fn_dd s = fn_two_product(gamma, b->sum), d = fn_two_product(gamma, b->dot);
+    fn_sums w = {s.hi, fn_low(s.lo) + gamma * b->sum_lo, d.hi, fn_low(d.lo) + gamma * b->dot_lo};
+    fn_sums_add(a, &w);
 }
 FN_INLINE double fn_sqrt(double x) { return __builtin_sqrt(x); }
 

@@ -182,6 +182,13 @@ FN_INLINE V NAME(gate)(V dy, V x, V res, NAME(affine_v) v, int has_res, int relu
 
 typedef struct { ACC sum, dot; } NAME(sums);
 
+/* The two sums with all that they carry, about the whole mean. */
+FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a, double mean_lo) {
+    fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
+    fn_sums out = {sum.hi, sum.lo, dot.hi, dot.lo - mean_lo * sum.hi};
+    return out;
+}
+
 /* Σdy and Σdy·(x - mean) of one span, every product and sum in double: they may cancel. */
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len,
                                           NAME(affine_v) v, vd mean, int has_res, int relu) {
@@ -202,7 +209,7 @@ FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x,
 }
 
 FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv, fn_spans s, const fn_norm *p, int flags,
-                                double out[2]) {
+                                fn_sums *out) {
 #ifdef WIDER
     if (FN_UNLIKELY(p->wide)) { WIDER(grad_sums)(dyv, xv, rv, s, p, flags, out); return; }
 #endif
@@ -218,9 +225,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
         else if (r) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, mean, 1, 1);
         else a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, mean, 0, 1);
     }
-    fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
-    out[0] = sum.hi + sum.lo;
-    out[1] = (dot.hi - p->mean_lo * out[0]) + dot.lo;
+    *out = NAME(sums_of)(a, p->mean_lo);
 }
 
 /* dx = a·dy + b·(x - mean) + c */

@@ -16,6 +16,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "fastnorm.h"
+
 #if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
 #include <immintrin.h>
 #define FN_X86 1
@@ -23,12 +25,6 @@
 #include <arm_neon.h>
 #define FN_ARM 1
 #endif
-
-/* Unused: some bodies (params of the wide types) have no caller. */
-#define FN_INLINE static inline __attribute__((always_inline, unused))
-#define FN_OUTLINE static __attribute__((noinline, unused))
-#define FN_LIKELY(c) __builtin_expect(!!(c), 1)
-#define FN_UNLIKELY(c) __builtin_expect(!!(c), 0)
 
 #if FN_LEVEL == 3
 #define FN_NATIVE 64

@@ -8,6 +8,8 @@ cdef extern from "fastnorm.h" nogil:
     ctypedef struct fn_norm:
         double mean, mean_lo, scale, shift
         int wide
+    ctypedef struct fn_sums:
+        double sum, sum_lo, dot, dot_lo
     ctypedef struct fn_grad:
         double a, b, c
     ctypedef struct fn_spans:
@@ -21,7 +23,7 @@ cdef extern from "fastnorm.h" nogil:
         void affine(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags,
                     Py_ssize_t ahead) noexcept nogil
         void grad_sums(const void *dy, const void *x, const void *residual, fn_spans s, const fn_norm *p, int flags,
-                       double *out) noexcept nogil
+                       fn_sums *out) noexcept nogil
         void grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
                         const fn_norm *p, const fn_grad *g, int flags, Py_ssize_t ahead) noexcept nogil
         void col_sums(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, double *sum, double *sum_lo) noexcept nogil
@@ -30,7 +32,8 @@ cdef extern from "fastnorm.h" nogil:
         void col_affine(const void *x, const void *residual, void *y, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride,
                         const fn_norm *p, Py_ssize_t post, int flags) noexcept nogil
         void col_grad_sums(const void *dy, const void *x, const void *residual, Py_ssize_t rows, Py_ssize_t width,
-                           Py_ssize_t stride, const fn_norm *p, Py_ssize_t post, int flags, double *dsum, double *dot) noexcept nogil
+                           Py_ssize_t stride, const fn_norm *p, Py_ssize_t post, int flags, double *dsum, double *dsum_lo,
+                           double *dot, double *dot_lo) noexcept nogil
         void col_grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, Py_ssize_t rows,
                             Py_ssize_t width, Py_ssize_t stride, const fn_norm *p, const fn_grad *g, Py_ssize_t post,
                             int flags) noexcept nogil
@@ -40,10 +43,10 @@ cdef extern from "fastnorm.h" nogil:
         void rows_forward(const void *x, const void *residual, void *sum, void *y, Py_ssize_t rows, Py_ssize_t len,
                           const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags) noexcept nogil
         void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p,
-                           double *out) noexcept nogil
+                           fn_sums *out) noexcept nogil
         void rows_grad(const void *dy, const void *x, const void *gamma, void *dx, Py_ssize_t rows, Py_ssize_t len,
-                       Py_ssize_t stride, double n, const fn_norm *stat, const double *sums, int centred, int flags,
-                       double *dgamma, double *dbeta) noexcept nogil
+                       Py_ssize_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
+                       double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) noexcept nogil
         void add(const void *x, const void *residual, void *sum, Py_ssize_t len) noexcept nogil
         void softmax(const void *x, void *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
         void softmax_grad(const void *dy, const void *y, void *dx, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
@@ -55,15 +58,22 @@ cdef extern from "fastnorm.h" nogil:
         void dropout_grad(const void *dy, void *dx, const uint64_t *bits, Py_ssize_t len, double scale) noexcept nogil
         void get(const void *src, Py_ssize_t stride, Py_ssize_t n, double *dst) noexcept nogil
         void put(const double *src, Py_ssize_t n, void *dst, Py_ssize_t stride) noexcept nogil
-    void fn_accumulate(double *hi, double *lo, double x) noexcept
-    void fn_mean(double hi, double lo, double n, fn_moments *m) noexcept
     void fn_column_means(const double *sum, const double *lost, Py_ssize_t segments, Py_ssize_t segment, double n,
                          fn_moments *out, double *mean) noexcept
     void fn_column_squares(const double *m2, Py_ssize_t segments, Py_ssize_t segment, fn_moments *out) noexcept
+    void fn_column_grads(const double *sum, const double *sum_lo, const double *dot, const double *dot_lo, Py_ssize_t channels,
+                         Py_ssize_t post, fn_sums *out) noexcept
     void fn_pool(const fn_moments *parts, Py_ssize_t count, Py_ssize_t stride, fn_moments *out) noexcept
     void fn_merge(fn_moments *a, const fn_moments *b) noexcept
-    int fn_wide(double mean, double m2, double scale) noexcept
     const fn_ops *fn_table(int level) noexcept
+
+cdef extern from "scalar.h" nogil:
+    ctypedef struct fn_dd:
+        double hi, lo
+    fn_dd fn_dd_add(fn_dd a, fn_dd b) noexcept
+    void fn_sums_add(fn_sums *a, const fn_sums *b) noexcept
+    void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) noexcept
+    int fn_needs_wide(double mean, double m2, double scale) noexcept
 
 cdef extern from "build.h" nogil:
     int FN_HAVE_OPENMP

@@ -5,17 +5,20 @@ worth a horizontal sum is one whose columns are pixels, `post` to a channel. A s
 
 The matrix is cut into tiles of whole statistics and bands of rows, by shape alone. A band of a tile stays in L2: its column
 sums give each statistic's centre, a second look gives the squares about it, and bands are merged in order. A tile is
-normalized right after its reduction; when there are too few tiles for the threads, all threads first reduce bands, then
+normalized right after its reduction, the last band, still in cache, first; when there are too few tiles for the threads, all threads first reduce bands, then
 normalize them.
 """
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport (
-    fn_accumulate, fn_column_means, fn_column_squares, fn_grad, fn_moments, fn_norm, fn_pool, omp_get_thread_num,
+    fn_column_grads, fn_column_means, fn_column_squares, fn_grad, fn_moments, fn_norm, fn_pool, fn_sums, fn_sums_add,
+    omp_get_thread_num,
 )
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport Job, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count
+from fastnorm._kernels.job cimport (
+    Job, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, weigh,
+)
 
 cdef enum:
     BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
@@ -80,24 +83,26 @@ cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
 # ---- scratch memory: one piece per thread ----
 
 ctypedef struct Scratch:
-    double *sum
-    double *lost
-    double *mean
+    double *sum  # a column's sum, and what it lost
+    double *sum_lo
+    double *mean  # or its second sum
+    double *mean_lo
     fn_norm *norms
     fn_grad *grads
 
 
 cdef inline Py_ssize_t scratch_size(const Matrix *a) noexcept nogil:
-    return a.tile * 3 * sizeof(double) + a.channels * (sizeof(fn_norm) + sizeof(fn_grad)) + 64
+    return a.tile * 4 * sizeof(double) + a.channels * (sizeof(fn_norm) + sizeof(fn_grad)) + 64
 
 
 cdef inline Scratch scratch_of(const Matrix *a, char *memory) noexcept nogil:
     cdef Scratch s
     cdef char *mine = memory + omp_get_thread_num() * scratch_size(a)
     s.sum = <double *> mine
-    s.lost = s.sum + a.tile
-    s.mean = s.lost + a.tile
-    s.grads = <fn_grad *> (s.mean + a.tile)
+    s.sum_lo = s.sum + a.tile
+    s.mean = s.sum_lo + a.tile
+    s.mean_lo = s.mean + a.tile
+    s.grads = <fn_grad *> (s.mean_lo + a.tile)
     s.norms = <fn_norm *> (s.grads + a.channels)
     return s
 
@@ -107,13 +112,8 @@ cdef inline Scratch scratch_of(const Matrix *a, char *memory) noexcept nogil:
 cdef void reduce_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, fn_moments *out) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
     cdef Scratch s = scratch_of(a, memory)
-    cdef Py_ssize_t j
-    for j in range(z.width):
-        s.sum[j] = s.lost[j] = 0
-    job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, s.sum, s.lost)
-    fn_column_means(s.sum, s.lost, z.statistics, a.segment, <double> (z.rows * a.segment), out, s.mean)
-    for j in range(z.width):
-        s.sum[j] = 0
+    job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, s.sum, s.sum_lo)
+    fn_column_means(s.sum, s.sum_lo, z.statistics, a.segment, <double> (z.rows * a.segment), out, s.mean)
     job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, s.mean, s.sum)
     fn_column_squares(s.sum, z.statistics, a.segment, out)
 
@@ -155,9 +155,10 @@ cdef int columns_moments(const Job *job, fn_moments *out) noexcept nogil:
 
 # The numbers of each channel in a cell's tile.
 cdef void norms_of_cell(const Job *job, const Matrix *a, const Cell *z, fn_norm *p) noexcept nogil:
-    cdef Py_ssize_t k, per_statistic = a.segment // job.post
-    for k in range(z.width // job.post):
-        p[k] = norm_of(job, z.statistic + k // per_statistic, z.first // job.post + k)
+    cdef Py_ssize_t i, k, per_statistic = a.segment // job.post, first = z.first // job.post
+    for i in range(z.statistics):
+        for k in range(i * per_statistic, (i + 1) * per_statistic):
+            p[k] = norm_of(job, z.statistic + i, first + k)
 
 
 cdef void normalize_cell(const Job *job, const Matrix *a, Py_ssize_t u, const fn_norm *p) noexcept nogil:
@@ -183,7 +184,7 @@ cdef void forward_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memo
         for i in range(z.statistic, z.statistic + z.statistics):
             finish(job, i, every + i)
     norms_of_cell(job, a, &z, s.norms)
-    for u in range(v * a.bands, (v + 1) * a.bands):
+    for u in range((v + 1) * a.bands - 1, v * a.bands - 1, -1):
         normalize_cell(job, a, u, s.norms)
 
 
@@ -220,98 +221,73 @@ cdef int columns_forward(const Job *job) noexcept nogil:
 
 
 # ---- backward ----
-# sums[2k], sums[2k+1] = Σdy, Σdy·(x - mean) of channel k of each sample; a cell's own lie in parts, in the same order.
+# sums[k] = Σdy, Σdy·(x - mean) of channel k of each sample; a cell's own lie in parts, in the same order.
 
-cdef void sum_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, double *parts) noexcept nogil:
+cdef void sum_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, fn_sums *parts) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
     cdef Scratch s = scratch_of(a, memory)
-    cdef Py_ssize_t j, k
-    cdef double low[2]
-    for j in range(z.width):
-        s.sum[j] = s.lost[j] = 0
     norms_of_cell(job, a, &z, s.norms)
     job.ops.col_grad_sums(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), z.rows, z.width, a.width, s.norms,
-                          job.post, job.flags, s.sum, s.lost)
-    for k in range(z.width // job.post):
-        parts[2 * k] = parts[2 * k + 1] = low[0] = low[1] = 0
-        for j in range(k * job.post, (k + 1) * job.post):
-            fn_accumulate(parts + 2 * k, low, s.sum[j])
-            fn_accumulate(parts + 2 * k + 1, low + 1, s.lost[j])
-        parts[2 * k] += low[0]
-        parts[2 * k + 1] += low[1]
+                          job.post, job.flags, s.sum, s.sum_lo, s.mean, s.mean_lo)
+    fn_column_grads(s.sum, s.sum_lo, s.mean, s.mean_lo, z.width // job.post, job.post, parts)
 
 
-cdef void merge_sums(const Job *job, const Matrix *a, Py_ssize_t v, const double *parts, double *sums, double *totals) noexcept nogil:
+cdef void merge_sums(const Job *job, const Matrix *a, Py_ssize_t v, const fn_sums *parts, fn_sums *sums, fn_sums *totals) noexcept nogil:
     cdef Cell z = cell_of(job, a, v * a.bands)
-    cdef Py_ssize_t band, i, k, stride = 2 * (a.tile // job.post), channels = a.segment // job.post
-    cdef Py_ssize_t first = z.first // job.post, sample = z.statistic // a.statistics
-    cdef double *mine = sums + 2 * (sample * job.c + first)
-    cdef double *total
-    cdef double gamma
-    cdef double low[2]
-    for k in range(2 * (z.width // job.post)):
-        mine[k] = 0
-        for band in range(a.bands):
-            mine[k] += parts[(v * a.bands + band) * stride + k]
+    cdef Py_ssize_t band, i, k, channels = a.segment // job.post, first = z.first // job.post
+    cdef const fn_sums *mine = parts + v * a.bands * a.channels
+    sums += z.statistic // a.statistics * job.c + first
+    for k in range(z.width // job.post):
+        sums[k] = mine[k]
+        for band in range(1, a.bands):
+            fn_sums_add(sums + k, mine + band * a.channels + k)
     for i in range(z.statistics):
-        total = totals + 2 * (z.statistic + i)
-        total[0] = total[1] = low[0] = low[1] = 0
-        for k in range(i * channels, (i + 1) * channels):
-            gamma = job.gamma[first + k] if job.gamma != NULL else 1
-            fn_accumulate(total, low, gamma * mine[2 * k])
-            fn_accumulate(total + 1, low + 1, gamma * mine[2 * k + 1])
-        total[0] += low[0]
-        total[1] += low[1]
+        totals[z.statistic + i] = weigh(job, first + i * channels, channels, sums + i * channels)
 
 
-cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, const double *totals) noexcept nogil:
+cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, const fn_sums *totals) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
     cdef Scratch s = scratch_of(a, memory)
-    cdef Py_ssize_t k, i, per_statistic = a.segment // job.post
+    cdef Py_ssize_t i, k, per_statistic = a.segment // job.post, first = z.first // job.post
     norms_of_cell(job, a, &z, s.norms)
-    for k in range(z.width // job.post):
-        i = z.statistic + k // per_statistic
-        s.grads[k] = grad_of(job, i, z.first // job.post + k, totals[2 * i], totals[2 * i + 1])
+    for i in range(z.statistics):
+        for k in range(i * per_statistic, (i + 1) * per_statistic):
+            s.grads[k] = grad_of(job, z.statistic + i, first + k, totals + z.statistic + i)
     job.ops.col_grad_apply(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), job.y + z.offset,
                            <char *> at(job.dresidual, z.offset), z.rows, z.width, a.width, s.norms, s.grads, job.post, job.flags)
 
 
-cdef void backward_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memory, double *parts, double *sums,
-                        double *totals) noexcept nogil:
-    cdef Py_ssize_t u, stride = 2 * (a.tile // job.post)
+cdef void backward_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memory, fn_sums *parts, fn_sums *sums,
+                        fn_sums *totals) noexcept nogil:
+    cdef Py_ssize_t u
     for u in range(v * a.bands, (v + 1) * a.bands):
-        sum_cell(job, a, u, memory, parts + u * stride)
+        sum_cell(job, a, u, memory, parts + u * a.channels)
     merge_sums(job, a, v, parts, sums, totals)
-    for u in range(v * a.bands, (v + 1) * a.bands):
+    for u in range((v + 1) * a.bands - 1, v * a.bands - 1, -1):
         differentiate_cell(job, a, u, memory, totals)
 
 
 cdef int columns_backward(const Job *job) noexcept nogil:
     cdef Matrix a = matrix_of(job)
     cdef int threads = threads_for(element_count(job))
-    cdef Py_ssize_t u, v, c, tiles = a.samples * a.tiles, count = statistic_count(job), stride = 2 * (a.tile // job.post)
-    cdef Py_ssize_t per_channel = a.samples * job.c
+    cdef Py_ssize_t u, v, tiles = a.samples * a.tiles, per_channel = a.samples * job.c
     cdef char *memory = <char *> malloc(threads * scratch_size(&a))
-    cdef double *sums = <double *> malloc(2 * (per_channel + count) * sizeof(double))
-    cdef double *parts = <double *> malloc(tiles * a.bands * stride * sizeof(double))
-    cdef double *totals = sums + 2 * per_channel
+    cdef fn_sums *sums = <fn_sums *> malloc((per_channel + statistic_count(job)) * sizeof(fn_sums))
+    cdef fn_sums *parts = <fn_sums *> malloc(tiles * a.bands * a.channels * sizeof(fn_sums))
+    cdef fn_sums *totals = sums + per_channel
     cdef bint ok = memory != NULL and sums != NULL and parts != NULL
     if ok and (threads == 1 or tiles >= 4 * threads):
         for v in prange(tiles, schedule="static", num_threads=threads, use_threads_if=threads > 1):
             backward_tile(job, &a, v, memory, parts, sums, totals)
     elif ok:
         for u in prange(tiles * a.bands, schedule="static", num_threads=threads):
-            sum_cell(job, &a, u, memory, parts + u * stride)
+            sum_cell(job, &a, u, memory, parts + u * a.channels)
         for v in range(tiles):
             merge_sums(job, &a, v, parts, sums, totals)
         for u in prange(tiles * a.bands, schedule="static", num_threads=threads):
             differentiate_cell(job, &a, u, memory, totals)
     if ok:
-        for c in range(job.c):
-            job.dgamma[c] = job.dbeta[c] = 0
-        for u in range(per_channel):
-            job.dgamma[u % job.c] += sums[2 * u + 1] * job.rstd[u // (a.segment // job.post)]
-            job.dbeta[u % job.c] += sums[2 * u]
+        add_parameter_gradients(job, sums, a.samples, a.segment // job.post)
     free(memory)
     free(sums)
     free(parts)

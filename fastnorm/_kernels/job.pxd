@@ -2,7 +2,7 @@
 
 from libc.math cimport sqrt
 
-from fastnorm._kernels.c cimport fn_grad, fn_moments, fn_norm, fn_ops, fn_wide
+from fastnorm._kernels.c cimport fn_grad, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh
 
 ctypedef struct Job:
     const fn_ops *ops
@@ -67,15 +67,41 @@ cdef inline fn_norm norm_of(const Job *job, Py_ssize_t i, Py_ssize_t k) noexcept
     p.mean_lo = job.mean_lo[i]
     p.scale = job.rstd[i] * job.gamma[k] if job.gamma != NULL else job.rstd[i]
     p.shift = job.beta[k] if job.beta != NULL else 0
-    p.wide = fn_wide(p.mean, job.var[i] * statistic_size(job), p.scale)
+    p.wide = fn_needs_wide(p.mean, job.var[i] * statistic_size(job), p.scale)
     return p
 
 
-# dx = a·dy + b·(x - mean) + c, given sum = Σγ·dy and dot = Σγ·dy·(x - mean) over statistic i.
-cdef inline fn_grad grad_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double sum, double dot) noexcept nogil:
+# dx = a·dy + b·(x - mean) + c, given Σγ·dy and Σγ·dy·(x - mean) over statistic i.
+cdef inline fn_grad grad_of(const Job *job, Py_ssize_t i, Py_ssize_t k, const fn_sums *total) noexcept nogil:
     cdef fn_grad g
     cdef double m = statistic_size(job), rstd = job.rstd[i]
     g.a = job.gamma[k] * rstd if job.gamma != NULL else rstd
-    g.b = 0 if job.given else -rstd * (rstd * (rstd * dot / m))
-    g.c = 0 if job.given else -rstd * sum / m
+    g.b = 0 if job.given else -rstd * (rstd * (rstd * (total.dot + total.dot_lo) / m))
+    g.c = 0 if job.given else -rstd * (total.sum + total.sum_lo) / m
     return g
+
+
+# Σγ·dy and Σγ·dy·(x - mean) of a statistic from the sums of its channels first, first + 1, ...
+cdef inline fn_sums weigh(const Job *job, Py_ssize_t first, Py_ssize_t channels, const fn_sums *sums) noexcept nogil:
+    cdef fn_sums total
+    cdef Py_ssize_t k
+    total.sum = total.sum_lo = total.dot = total.dot_lo = 0
+    for k in range(channels):
+        fn_sums_weigh(&total, job.gamma[first + k] if job.gamma != NULL else 1, sums + k)
+    return total
+
+
+# dgamma = Σ dy·xhat and dbeta = Σ dy from the sums of the channels of each sample; a statistic has `channels` of them.
+cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py_ssize_t samples, Py_ssize_t channels) noexcept nogil:
+    cdef Py_ssize_t groups = job.c // channels, g, c, n
+    cdef fn_sums total, one
+    for g in range(groups):
+        for c in range(g * channels, (g + 1) * channels):
+            total.sum = total.sum_lo = total.dot = total.dot_lo = 0
+            for n in range(samples):
+                one = sums[n * job.c + c]
+                one.dot *= job.rstd[n * groups + g]
+                one.dot_lo *= job.rstd[n * groups + g]
+                fn_sums_add(&total, &one)
+            job.dgamma[c] = total.dot + total.dot_lo
+            job.dbeta[c] = total.sum + total.sum_lo

@@ -9,9 +9,9 @@ Backward:  with g = dy·gamma, dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n); dga
 """
 from cython.parallel cimport prange
 from libc.math cimport sqrt
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 
-from fastnorm._kernels.c cimport fn_merge, fn_moments, fn_norm, fn_wide
+from fastnorm._kernels.c cimport fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
 
 cdef enum:
@@ -37,7 +37,7 @@ cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
 cdef inline fn_norm norm_of(const Rows *job, Py_ssize_t r) noexcept nogil:
     cdef fn_norm p
     p.mean, p.mean_lo, p.scale, p.shift = job.mean[r], job.mean_lo[r], job.rstd[r], 0
-    p.wide = fn_wide(p.mean, 0, p.scale)  # rstd bounds the variance
+    p.wide = fn_needs_wide(p.mean, 0, p.scale)  # rstd bounds the variance
     return p
 
 
@@ -63,21 +63,56 @@ cdef void forward_chunk(const Rows *job, Py_ssize_t chunk) noexcept nogil:
         keep(job, first + r, stat + r)
 
 
-# Rows [first, last), adding to dgamma and dbeta.
-cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, double *dgamma, double *dbeta) noexcept nogil:
+# Sums over rows for each column: dgamma and dbeta (NULL where there is no parameter), and what they lost, side by side.
+ctypedef struct Columns:
+    double *dgamma
+    double *dbeta
+    double *dgamma_lo
+    double *dbeta_lo
+
+
+cdef inline Columns columns_of(const Rows *job, double *memory, Py_ssize_t first) noexcept nogil:
+    cdef Columns to
+    to.dgamma = memory + first if job.dgamma != NULL else NULL
+    to.dbeta = memory + job.len + first if job.dbeta != NULL else NULL
+    to.dgamma_lo, to.dbeta_lo = memory + 2 * job.len + first, memory + 3 * job.len + first
+    return to
+
+
+# Rows [first, last), adding to the columns' sums.
+cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Columns to) noexcept nogil:
     cdef fn_norm stat[GROUP]
-    cdef double sums[2 * GROUP]
+    cdef fn_sums sums[GROUP]
     cdef Py_ssize_t r = first, k, rows, o
     while r < last:
         rows = least(GROUP, last - r)
         for k in range(rows):
             o = (r + k) * job.len * job.ops.itemsize
             stat[k] = norm_of(job, r + k)
-            job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, sums + 2 * k)
+            job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, sums + k)
         o = r * job.len * job.ops.itemsize
         job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, sums,
-                          job.centred, job.flags, dgamma, dbeta)
+                          job.centred, job.flags, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
         r += rows
+
+
+# dgamma and dbeta from the sums of all parts, in order.
+cdef void add_parts(const Rows *job, const double *sums, Py_ssize_t parts) noexcept nogil:
+    cdef Py_ssize_t j, k, part
+    cdef const double *one
+    cdef fn_dd total, more
+    cdef double *to
+    for k in range(2):
+        to = job.dbeta if k else job.dgamma
+        if to == NULL:
+            continue
+        for j in range(job.len):
+            total.hi = total.lo = 0
+            for part in range(parts):
+                one = sums + (4 * part + k) * job.len + j
+                more.hi, more.lo = one[0], one[2 * job.len]
+                total = fn_dd_add(total, more)
+            to[j] = total.hi + total.lo
 
 
 cdef inline Py_ssize_t rows_per_part(const Rows *job) noexcept nogil:
@@ -87,8 +122,7 @@ cdef inline Py_ssize_t rows_per_part(const Rows *job) noexcept nogil:
 
 cdef void backward_part(const Rows *job, Py_ssize_t part, double *sums) noexcept nogil:
     cdef Py_ssize_t size = rows_per_part(job)
-    backward_rows(job, part * size, least((part + 1) * size, job.rows), sums if job.dgamma != NULL else NULL,
-                  sums + job.len if job.dbeta != NULL else NULL)
+    backward_rows(job, part * size, least((part + 1) * size, job.rows), columns_of(job, sums, 0))
 
 
 # ---- longer rows: by slots ----
@@ -118,7 +152,7 @@ cdef fn_norm finish_row(const Rows *job, fn_moments *parts) noexcept nogil:
         fn_merge(parts, parts + slot)
     p.mean, p.mean_lo, p.shift = parts.mean, parts.mean_lo, 0
     p.scale = 1 / sqrt(parts.m2 / parts.n + job.eps)
-    p.wide = fn_wide(p.mean, parts.m2, p.scale)
+    p.wide = fn_needs_wide(p.mean, parts.m2, p.scale)
     return p
 
 
@@ -162,7 +196,7 @@ cdef int long_forward(const Rows *job, int threads) noexcept nogil:
     return 0 if ok else -1
 
 
-cdef void sum_slot(const Rows *job, Py_ssize_t u, double *sums) noexcept nogil:
+cdef void sum_slot(const Rows *job, Py_ssize_t u, fn_sums *sums) noexcept nogil:
     cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
     cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
     cdef fn_norm p = norm_of(job, u // slots)
@@ -170,31 +204,30 @@ cdef void sum_slot(const Rows *job, Py_ssize_t u, double *sums) noexcept nogil:
 
 
 # One slot of columns through all rows.
-cdef void differentiate_slot(const Rows *job, Py_ssize_t slot, const fn_norm *stat, const double *sums) noexcept nogil:
+cdef void differentiate_slot(const Rows *job, Py_ssize_t slot, const fn_norm *stat, const fn_sums *sums, double *memory) noexcept nogil:
     cdef Py_ssize_t column = slot * SLOT, o = column * job.ops.itemsize
+    cdef Columns to = columns_of(job, memory, column)
     job.ops.rows_grad(job.dy + o, job.x + o, at(job.gamma, column * job.gamma_size), job.y + o, job.rows,
-                      slot_size(job, slot), job.len, <double> job.len, stat, sums, job.centred, job.flags,
-                      job.dgamma + column if job.dgamma != NULL else NULL,
-                      job.dbeta + column if job.dbeta != NULL else NULL)
+                      slot_size(job, slot), job.len, <double> job.len, stat, sums, job.centred, job.flags, to.dgamma, to.dbeta,
+                      to.dgamma_lo, to.dbeta_lo)
 
 
-cdef int long_backward(const Rows *job, int threads) noexcept nogil:
+cdef int long_backward(const Rows *job, int threads, double *memory) noexcept nogil:
     cdef Py_ssize_t slots = slots_of(job), u, r
-    cdef double *parts = <double *> malloc(2 * job.rows * slots * sizeof(double))
-    cdef double *sums = <double *> malloc(2 * job.rows * sizeof(double))
+    cdef fn_sums *parts = <fn_sums *> malloc(job.rows * slots * sizeof(fn_sums))
+    cdef fn_sums *sums = <fn_sums *> malloc(job.rows * sizeof(fn_sums))
     cdef fn_norm *stat = <fn_norm *> malloc(job.rows * sizeof(fn_norm))
     cdef bint ok = parts != NULL and sums != NULL and stat != NULL
     if ok:
         for u in prange(job.rows * slots, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            sum_slot(job, u, parts + 2 * u)
+            sum_slot(job, u, parts + u)
         for r in range(job.rows):
             stat[r] = norm_of(job, r)
-            sums[2 * r] = sums[2 * r + 1] = 0
-            for u in range(r * slots, (r + 1) * slots):
-                sums[2 * r] += parts[2 * u]
-                sums[2 * r + 1] += parts[2 * u + 1]
+            sums[r] = parts[r * slots]
+            for u in range(r * slots + 1, (r + 1) * slots):
+                fn_sums_add(sums + r, parts + u)
         for u in prange(slots, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            differentiate_slot(job, u, stat, sums)
+            differentiate_slot(job, u, stat, sums, memory)
     free(parts)
     free(sums)
     free(stat)
@@ -213,29 +246,21 @@ cdef int rows_forward(const Rows *job) noexcept nogil:
     return 0
 
 
-# dgamma and dbeta start at 0.
 cdef int rows_backward(const Rows *job) noexcept nogil:
-    cdef int threads = threads_for(job.rows * job.len)
-    cdef Py_ssize_t parts, part, j
-    cdef double *sums
-    if job.len > SLOT:
-        return long_backward(job, threads)
-    parts = ceil_div(job.rows, rows_per_part(job))
-    sums = <double *> malloc(2 * parts * job.len * sizeof(double))
+    cdef int threads = threads_for(job.rows * job.len), failed = 0
+    cdef Py_ssize_t parts = 1 if job.len > SLOT else ceil_div(job.rows, rows_per_part(job)), part
+    cdef double *sums = <double *> calloc(4 * parts * job.len, sizeof(double))
     if sums == NULL:
         return -1
-    for j in range(2 * parts * job.len):
-        sums[j] = 0
-    for part in prange(parts, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        backward_part(job, part, sums + 2 * part * job.len)
-    for part in range(parts):
-        for j in range(job.len):
-            if job.dgamma != NULL:
-                job.dgamma[j] += sums[2 * part * job.len + j]
-            if job.dbeta != NULL:
-                job.dbeta[j] += sums[(2 * part + 1) * job.len + j]
+    if job.len > SLOT:
+        failed = long_backward(job, threads, sums)
+    else:
+        for part in prange(parts, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            backward_part(job, part, sums + 4 * part * job.len)
+    if not failed:
+        add_parts(job, sums, parts)
     free(sums)
-    return 0
+    return failed
 
 
 # ‖row‖² of every row, as weight norm needs it.

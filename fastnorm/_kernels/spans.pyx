@@ -10,10 +10,10 @@ never changes a bit.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport fn_accumulate, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans
+from fastnorm._kernels.c cimport fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
-    Job, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count,
+    Job, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, weigh,
 )
 
 cdef enum:
@@ -122,12 +122,11 @@ cdef int spans_moments(const Job *job, fn_moments *out) noexcept nogil:
 # ---- forward ----
 
 cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i) noexcept nogil:
-    cdef Py_ssize_t k, channel, o
+    cdef Py_ssize_t k, first = i * e.channels % job.c, o
     cdef fn_norm p
     for k in range(e.channels):
-        channel = (i * e.channels + k) % job.c
         o = (i * e.step + k * job.post) * job.ops.itemsize
-        p = norm_of(job, i, channel)
+        p = norm_of(job, i, first + k)
         job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p, job.flags, e.step)
 
 
@@ -171,9 +170,9 @@ cdef int spans_forward(const Job *job) noexcept nogil:
 
 
 # ---- backward ----
-# sums[2u], sums[2u+1] = Σdy, Σdy·(x - mean) of channel u (counted over all statistics).
+# sums[u] = Σdy, Σdy·(x - mean) of channel u (counted over all statistics).
 
-cdef void sum_slot(const Job *job, const Extent *e, Py_ssize_t u, double *out) noexcept nogil:
+cdef void sum_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_sums *out) noexcept nogil:
     cdef Py_ssize_t offset = 0, unit = u // e.channel_slots, i = unit // e.channels
     cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
     cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
@@ -181,101 +180,76 @@ cdef void sum_slot(const Job *job, const Extent *e, Py_ssize_t u, double *out) n
     job.ops.grad_sums(job.dy + o, job.x + o, at(job.residual, o), piece, &p, job.flags, out)
 
 
-cdef void sum_channel(const Job *job, const Extent *e, Py_ssize_t unit, const double *parts, double *sums) noexcept nogil:
+cdef void sum_channel(const Job *job, const Extent *e, Py_ssize_t unit, fn_sums *sums) noexcept nogil:
     cdef Py_ssize_t j
-    cdef double part[2]
-    sums[2 * unit] = sums[2 * unit + 1] = 0
+    cdef fn_sums part
     for j in range(e.channel_slots):
-        if parts != NULL:
-            part[0], part[1] = parts[2 * (unit * e.channel_slots + j)], parts[2 * (unit * e.channel_slots + j) + 1]
-        else:
-            sum_slot(job, e, unit * e.channel_slots + j, part)
-        sums[2 * unit] += part[0]
-        sums[2 * unit + 1] += part[1]
+        sum_slot(job, e, unit * e.channel_slots + j, sums + unit if j == 0 else &part)
+        if j > 0:
+            fn_sums_add(sums + unit, &part)
 
 
-# Σγ·dy and Σγ·dy·(x - mean) over statistic i.
-cdef void weigh(const Job *job, const Extent *e, Py_ssize_t i, const double *sums, double *total) noexcept nogil:
-    cdef Py_ssize_t k, unit
-    cdef double gamma
-    cdef double low[2]
-    total[0] = total[1] = low[0] = low[1] = 0
-    for k in range(e.channels):
-        unit = i * e.channels + k
-        gamma = job.gamma[unit % job.c] if job.gamma != NULL else 1
-        fn_accumulate(total, low, gamma * sums[2 * unit])
-        fn_accumulate(total + 1, low + 1, gamma * sums[2 * unit + 1])
-    total[0] += low[0]
-    total[1] += low[1]
-
-
-cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, double *sums) noexcept nogil:
-    cdef Py_ssize_t k, unit, o
-    cdef double total[2]
+cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
+    cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c, o
+    cdef fn_sums total
     cdef fn_norm p
     cdef fn_grad g
     for k in range(e.channels):
-        sum_channel(job, e, i * e.channels + k, NULL, sums)
-    weigh(job, e, i, sums, total)
+        sum_channel(job, e, first + k, sums)
+    total = weigh(job, channel, e.channels, sums + first)
     for k in range(e.channels):
-        unit = i * e.channels + k
         o = (i * e.step + k * job.post) * job.ops.itemsize
-        p = norm_of(job, i, unit % job.c)
-        g = grad_of(job, i, unit % job.c, total[0], total[1])
+        p = norm_of(job, i, channel + k)
+        g = grad_of(job, i, channel + k, &total)
         job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o), e.channel,
                            &p, &g, job.flags, e.step)
 
 
-cdef void differentiate_slot(const Job *job, const Extent *e, Py_ssize_t u, const double *totals) noexcept nogil:
+cdef void differentiate_slot(const Job *job, const Extent *e, Py_ssize_t u, const fn_sums *totals) noexcept nogil:
     cdef Py_ssize_t offset = 0, unit = u // e.channel_slots, i = unit // e.channels
     cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
     cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
     cdef fn_norm p = norm_of(job, i, unit % job.c)
-    cdef fn_grad g = grad_of(job, i, unit % job.c, totals[2 * i], totals[2 * i + 1])
+    cdef fn_grad g = grad_of(job, i, unit % job.c, totals + i)
     job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o), piece, &p, &g,
                        job.flags, 0)
 
 
 cdef int spans_backward(const Job *job) noexcept nogil:
     cdef Extent e = extent_of(job)
-    cdef Py_ssize_t i, u, c, count = statistic_count(job), units = count * e.channels
+    cdef Py_ssize_t i, j, u, count = statistic_count(job), units = count * e.channels
     cdef int threads = threads_for(element_count(job))
-    cdef double *sums = <double *> malloc(2 * units * sizeof(double))
-    cdef double *parts = NULL
+    cdef fn_sums *sums = <fn_sums *> malloc(units * sizeof(fn_sums))
+    cdef fn_sums *parts = NULL
+    cdef fn_sums *totals
     if sums == NULL:
         return -1
     if many(count, threads):
         for i in prange(count, schedule="static", num_threads=threads, use_threads_if=threads > 1):
             backward_statistic(job, &e, i, sums)
     else:
-        parts = <double *> malloc(2 * (units * e.channel_slots + count) * sizeof(double))
+        parts = <fn_sums *> malloc((units * e.channel_slots + count) * sizeof(fn_sums))
         if parts == NULL:
             free(sums)
             return -1
+        totals = parts + units * e.channel_slots
         for u in prange(units * e.channel_slots, schedule="static", num_threads=threads):
-            sum_slot(job, &e, u, parts + 2 * u)
+            sum_slot(job, &e, u, parts + u)
         for u in range(units):
-            sum_channel(job, &e, u, parts, sums)
+            sums[u] = parts[u * e.channel_slots]
+            for j in range(1, e.channel_slots):
+                fn_sums_add(sums + u, parts + u * e.channel_slots + j)
         for i in range(count):
-            weigh(job, &e, i, sums, parts + 2 * (units * e.channel_slots + i))
+            totals[i] = weigh(job, i * e.channels % job.c, e.channels, sums + i * e.channels)
         for u in prange(units * e.channel_slots, schedule="static", num_threads=threads):
-            differentiate_slot(job, &e, u, parts + 2 * units * e.channel_slots)
+            differentiate_slot(job, &e, u, totals)
         free(parts)
-    # dgamma = Σ dy·xhat and dbeta = Σ dy, over the samples in order.
-    for c in range(job.c):
-        job.dgamma[c] = job.dbeta[c] = 0
-    for u in range(units):
-        job.dgamma[u % job.c] += sums[2 * u + 1] * job.rstd[u // e.channels]
-        job.dbeta[u % job.c] += sums[2 * u]
+    add_parameter_gradients(job, sums, units // job.c, e.channels)
     free(sums)
     return 0
 
 
 # ---- the parts of the backward alone, for norms that mix statistics ----
-
-cdef void sum_unit(const Job *job, const Extent *e, Py_ssize_t unit, double *sums) noexcept nogil:
-    sum_channel(job, e, unit, NULL, sums)
-
 
 cdef void combine_unit(const Job *job, const Extent *e, Py_ssize_t unit, const fn_grad *g) noexcept nogil:
     cdef Py_ssize_t o = (unit // e.channels * e.step + unit % e.channels * job.post) * job.ops.itemsize
@@ -283,12 +257,12 @@ cdef void combine_unit(const Job *job, const Extent *e, Py_ssize_t unit, const f
     job.ops.grad_apply(job.dy + o, job.x + o, NULL, job.y + o, NULL, e.channel, &p, g + unit, job.flags, e.step)
 
 
-cdef void spans_sums(const Job *job, double *sums) noexcept nogil:
+cdef void spans_sums(const Job *job, fn_sums *sums) noexcept nogil:
     cdef Extent e = extent_of(job)
     cdef int threads = threads_for(element_count(job))
     cdef Py_ssize_t unit
     for unit in prange(statistic_count(job) * e.channels, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        sum_unit(job, &e, unit, sums)
+        sum_channel(job, &e, unit, sums)
 
 
 cdef void spans_combine(const Job *job, const fn_grad *g) noexcept nogil:

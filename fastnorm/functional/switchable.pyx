@@ -11,7 +11,7 @@ cimport numpy as cnp
 import numpy as np
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport FN_F64, FN_STREAM, fn_grad, fn_moments
+from fastnorm._kernels.c cimport FN_F64, FN_STREAM, fn_grad, fn_moments, fn_sums
 from fastnorm._kernels.core cimport streams
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.spans cimport spans_combine, spans_forward, spans_moments, spans_sums
@@ -298,11 +298,11 @@ cdef object backward(SwitchableContext s, object dy, object out):
     job.y = <char *> cnp.PyArray_DATA(dx)
     if streams(cnp.PyArray_NBYTES(dx)):
         job.flags |= FN_STREAM
-    sums = np.empty(2 * n * c)
-    view = sums
+    sums = np.empty((n, c, 4))
+    view = sums.reshape(-1)
     with nogil:
-        spans_sums(&job, &view[0])
-    total, dot = sums.reshape(n, c, 2)[..., 0], sums.reshape(n, c, 2)[..., 1]
+        spans_sums(&job, <fn_sums *> &view[0])
+    total, dot = sums[..., 0] + sums[..., 1], sums[..., 2] + sums[..., 3]
 
     with np.errstate(all="ignore"):
         w, u = s.mean_weights, s.var_weights

@@ -3,7 +3,7 @@ cimport numpy as cnp
 import numpy as np
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport fn_grad
+from fastnorm._kernels.c cimport fn_grad, fn_sums
 from fastnorm._kernels.core cimport ops_for
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.rows cimport Rows, rows_norms
@@ -172,7 +172,7 @@ def weight_norm_backward(dw, ctx, *, out=None):
     units_of_v, rows = units_first(c.v, c.axis), units_first(dw, c.axis)
     result = np.empty_like(rows)
     job.x = <const char *> cnp.PyArray_DATA(units_of_v)
-    sums = np.zeros(2 * job.c)
+    sums = np.zeros(4 * job.c)
     if c.v.size > 0:
         job.dy = <const char *> cnp.PyArray_DATA(rows)
         job.y = <char *> cnp.PyArray_DATA(result)
@@ -181,9 +181,9 @@ def weight_norm_backward(dw, ctx, *, out=None):
         if coefficients == NULL:
             raise MemoryError("weight_norm: no memory for the gradients")
         with nogil:
-            spans_sums(&job, &view[0])
+            spans_sums(&job, <fn_sums *> &view[0])
             for i in range(job.c):
-                view[i] = view[2 * i + 1] * job.rstd[i]  # dg
+                view[i] = (view[4 * i + 2] + view[4 * i + 3]) * job.rstd[i]  # dg
                 coefficients[i].a = job.gamma[i] * job.rstd[i]
                 coefficients[i].b = -job.gamma[i] * view[i] * job.rstd[i] * job.rstd[i]
                 coefficients[i].c = 0

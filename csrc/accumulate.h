@@ -1,0 +1,132 @@
+/* What vectors are added into: sixteen double lanes under floats; eight compensated lanes under doubles, each a sum and what
+   its roundings lost. Products of two floats are exact in double; products of doubles carry what they lose. */
+#ifndef FN_ACCUMULATE_H
+#define FN_ACCUMULATE_H
+
+#include "scalar.h"
+#include "vec.h"
+
+typedef struct { vd lo, hi; } fn_acc32;
+FN_INLINE fn_acc32 acc32_zero(void) { fn_acc32 a = {vd_zero(), vd_zero()}; return a; }
+FN_INLINE fn_acc32 acc32_add(fn_acc32 a, vf x) { a.lo = vd_add(a.lo, vf_low(x)); a.hi = vd_add(a.hi, vf_high(x)); return a; }
+FN_INLINE fn_acc32 acc32_add4(fn_acc32 a, vf x0, vf x1, vf x2, vf x3) {
+    a.lo = vd_add(a.lo, vd_add(vd_add(vf_low(x0), vf_low(x1)), vd_add(vf_low(x2), vf_low(x3))));
+    a.hi = vd_add(a.hi, vd_add(vd_add(vf_high(x0), vf_high(x1)), vd_add(vf_high(x2), vf_high(x3))));
+    return a;
+}
+/* += g·(x - mean), in double: the product of two floats is exact there. */
+FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, vf g, vf x, vd mean) {
+    a.lo = vd_add(a.lo, vd_mul(vf_low(g), vd_sub(vf_low(x), mean)));
+    a.hi = vd_add(a.hi, vd_mul(vf_high(g), vd_sub(vf_high(x), mean)));
+    return a;
+}
+/* += (x - c)², in double */
+FN_INLINE fn_acc32 acc32_square(fn_acc32 a, vf x, vf c) {
+    vd lo = vd_sub(vf_low(x), vf_low(c)), hi = vd_sub(vf_high(x), vf_high(c));
+    a.lo = vd_add(a.lo, vd_mul(lo, lo));
+    a.hi = vd_add(a.hi, vd_mul(hi, hi));
+    return a;
+}
+/* The same with a mean for each lane. */
+FN_INLINE fn_acc32 acc32_dot_each(fn_acc32 a, vf g, vf x, vf mean) {
+    a.lo = vd_add(a.lo, vd_mul(vf_low(g), vd_sub(vf_low(x), vf_low(mean))));
+    a.hi = vd_add(a.hi, vd_mul(vf_high(g), vd_sub(vf_high(x), vf_high(mean))));
+    return a;
+}
+/* += dy·gamma, and += dy·gamma·(x - mean) */
+FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, vf dy, vf gamma, vf x, vd mean) {
+    vd lo = vd_mul(vf_low(dy), vf_low(gamma)), hi = vd_mul(vf_high(dy), vf_high(gamma));
+    sum->lo = vd_add(sum->lo, lo);
+    sum->hi = vd_add(sum->hi, hi);
+    dot->lo = vd_add(dot->lo, vd_mul(lo, vd_sub(vf_low(x), mean)));
+    dot->hi = vd_add(dot->hi, vd_mul(hi, vd_sub(vf_high(x), mean)));
+}
+FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(vd_add(a.lo, a.hi)), 0}; return r; }
+FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n) {
+    (void)lost;
+    if (FN_LIKELY(n == 16)) {
+        vd_store(d, vd_add(vd_load(d), a.lo));
+        vd_store(d + 8, vd_add(vd_load(d + 8), a.hi));
+    } else {
+        double t[16];
+        vd_store(t, a.lo);
+        vd_store(t + 8, a.hi);
+        for (ptrdiff_t i = 0; i < n; i++) d[i] += t[i];
+    }
+}
+
+typedef struct { vd s, e; } fn_acc64;
+FN_INLINE fn_acc64 acc64_zero(void) { fn_acc64 a = {vd_zero(), vd_zero()}; return a; }
+FN_INLINE fn_acc64 acc64_add(fn_acc64 a, vd x) {
+    vd s = vd_add(a.s, x), t = vd_sub(s, a.s);
+    a.e = vd_add(a.e, vd_add(vd_sub(a.s, vd_sub(s, t)), vd_sub(x, t)));
+    a.s = s;
+    return a;
+}
+FN_INLINE fn_acc64 acc64_add4(fn_acc64 a, vd x0, vd x1, vd x2, vd x3) {
+    return acc64_add(acc64_add(acc64_add(acc64_add(a, x0), x1), x2), x3);
+}
+/* a·b exactly, as the rounded product and what it lost (Dekker's splitting). */
+FN_INLINE vd vd_split(vd a, vd *low) {
+    vd c = vd_mul(a, vd_set1(134217729.0)), high = vd_sub(c, vd_sub(c, a));
+    *low = vd_sub(a, high);
+    return high;
+}
+FN_INLINE vd vd_product(vd a, vd b, vd *lost) {
+    vd al, bl, ah = vd_split(a, &al), bh = vd_split(b, &bl), p = vd_mul(a, b);
+    *lost = vd_add(vd_add(vd_add(vd_sub(vd_mul(ah, bh), p), vd_mul(ah, bl)), vd_mul(al, bh)), vd_mul(al, bl));
+    return p;
+}
+/* += (g + g_low)·(x - mean): the difference and the product carry what they lose. */
+FN_INLINE fn_acc64 acc64_dot_low(fn_acc64 a, vd g, vd g_low, vd x, vd mean) {
+    vd d = vd_sub(x, mean), t = vd_sub(d, x), d_low = vd_sub(vd_sub(x, vd_sub(d, t)), vd_add(mean, t)), lost;
+    vd p = vd_product(g, d, &lost);
+    a = acc64_add(a, p);
+    a.e = vd_add(a.e, vd_add(lost, vd_add(vd_mul(g, d_low), vd_mul(g_low, d))));
+    return a;
+}
+FN_INLINE fn_acc64 acc64_dot(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot_low(a, g, vd_zero(), x, mean); }
+FN_INLINE fn_acc64 acc64_dot_each(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot_low(a, g, vd_zero(), x, mean); }
+FN_INLINE fn_acc64 acc64_square(fn_acc64 a, vd x, vd c) { return acc64_dot_low(a, vd_sub(x, c), vd_zero(), x, c); }
+FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, vd dy, vd gamma, vd x, vd mean) {
+    vd lost, g = vd_product(dy, gamma, &lost);
+    *sum = acc64_add(*sum, g);
+    sum->e = vd_add(sum->e, lost);
+    *dot = acc64_dot_low(*dot, g, lost, x, mean);
+}
+/* Lanes i and i+4, then i+2, then i+1, each sum exact. */
+FN_INLINE fn_dd acc64_sum(fn_acc64 a) {
+    double s[8], e[8];
+    vd_store(s, a.s);
+    vd_store(e, a.e);
+    fn_dd r[8];
+    for (int i = 0; i < 8; i++) { fn_dd lane = {s[i], e[i] == e[i] ? e[i] : 0}; r[i] = lane; } /* NaN only beside an infinity */
+    for (int n = 4; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) r[i] = fn_dd_add(r[i], r[i + n]);
+    return r[0];
+}
+FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n) {
+    double s[8], e[8];
+    vd_store(s, a.s);
+    vd_store(e, a.e);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        fn_dd r = fn_two_sum(d[i], s[i]);
+        d[i] = r.hi;
+        lost[i] += r.lo + (e[i] == e[i] ? e[i] : 0);
+    }
+}
+
+/* Σ over the m copies of w columns each, with what it loses; `to` may be where the first copy lies. */
+FN_INLINE void fn_fold(const double *s, const double *lo, ptrdiff_t w, ptrdiff_t m, double *to, double *to_lo) {
+    for (ptrdiff_t j = 0; j < w; j++) {
+        fn_dd a = {s[j], lo[j]};
+        for (ptrdiff_t i = 1; i < m; i++) {
+            fn_dd b = {s[i * w + j], lo[i * w + j]};
+            a = fn_dd_add(a, b);
+        }
+        to[j] = a.hi;
+        to_lo[j] = a.lo;
+    }
+}
+
+#endif
