@@ -41,6 +41,25 @@ FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, vf dy, vf gamma, vf 
     dot->lo = vd_add(dot->lo, vd_mul(lo, vd_sub(vf_low(x), mean)));
     dot->hi = vd_add(dot->hi, vd_mul(hi, vd_sub(vf_high(x), mean)));
 }
+/* The same from memory: widening while loading spares a shuffle for each half (the sum of a span takes 0.6 of the time). */
+FN_INLINE fn_acc32 acc32_load(const float *x) { fn_acc32 a = {vd_load_float(x), vd_load_float(x + 8)}; return a; }
+FN_INLINE fn_acc32 acc32_plus(fn_acc32 a, fn_acc32 b) { a.lo = vd_add(a.lo, b.lo); a.hi = vd_add(a.hi, b.hi); return a; }
+FN_INLINE fn_acc32 acc32_times(fn_acc32 a, fn_acc32 b) { a.lo = vd_mul(a.lo, b.lo); a.hi = vd_mul(a.hi, b.hi); return a; }
+FN_INLINE fn_acc32 acc32_less(fn_acc32 a, fn_acc32 b) { a.lo = vd_sub(a.lo, b.lo); a.hi = vd_sub(a.hi, b.hi); return a; }
+FN_INLINE fn_acc32 acc32_add4_at(fn_acc32 a, const float *x, ptrdiff_t step) {
+    fn_acc32 left = acc32_plus(acc32_load(x), acc32_load(x + step)), right = acc32_plus(acc32_load(x + 2 * step), acc32_load(x + 3 * step));
+    return acc32_plus(a, acc32_plus(left, right));
+}
+FN_INLINE void acc32_sums_at(fn_acc32 *sum, fn_acc32 *dot, const float *g, const float *x, fn_acc32 mean) {
+    fn_acc32 w = acc32_load(g);
+    *sum = acc32_plus(*sum, w);
+    *dot = acc32_plus(*dot, acc32_times(w, acc32_less(acc32_load(x), mean)));
+}
+FN_INLINE void acc32_weighted_at(fn_acc32 *sum, fn_acc32 *dot, const float *dy, const float *gamma, const float *x, vd mean) {
+    fn_acc32 w = acc32_times(acc32_load(dy), acc32_load(gamma)), c = {mean, mean};
+    *sum = acc32_plus(*sum, w);
+    *dot = acc32_plus(*dot, acc32_times(w, acc32_less(acc32_load(x), c)));
+}
 FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(vd_add(a.lo, a.hi)), 0}; return r; }
 FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n) {
     (void)lost;
@@ -111,8 +130,9 @@ FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n) {
     vd_store(e, a.e);
     for (ptrdiff_t i = 0; i < n; i++) {
         fn_dd r = fn_two_sum(d[i], s[i]);
-        d[i] = r.hi;
-        lost[i] += r.lo + (e[i] == e[i] ? e[i] : 0);
+        r.lo += e[i] == e[i] ? e[i] : 0;
+        d[i] = lost ? r.hi : r.hi + r.lo; /* the sums of float data have no low parts */
+        if (lost) lost[i] += r.lo;
     }
 }
 

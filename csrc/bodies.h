@@ -49,11 +49,17 @@
 #undef ACC_WEIGHTED
 #undef ACC_PUT
 #undef FN_BLOCK
+#undef FN_LONG
 #undef EXACT_SQUARES
 #undef BLOCK_CHECKED
 #undef FN_TILE
 #undef FN_ROWS
 #undef SQUARE
+#undef ADD4_AT
+#undef SUMS_AT
+#undef SUMS_EACH_AT
+#undef WEIGHTED_AT
+#undef FETCH8
 #undef GATED
 #undef ROW_OUT
 #undef STORE_T

@@ -3,8 +3,9 @@
 
    Included once per (storage S, arithmetic T). Sums read eight rows (of two arrays: four) side by side, so that squares are
    added as a tree of eight before they are widened, as in spans.h, and a column's accumulators are loaded and stored once for
-   eight rows; meanwhile the next rows are fetched. Outputs are written row by row: rows a multiple of 4 KB apart would make
-   every load wait for the store before it. Columns are taken in pieces whose numbers stay in L1. */
+   eight rows; meanwhile the next rows are fetched. Outputs are written four rows at a time, all loads before the stores: where
+   rows lie a multiple of 4 KB apart, a load waits for any recent store to the same column (row by row, twice as slow).
+   Streamed outputs go row by row, in whole cache lines. Columns are taken in pieces whose numbers stay in L1. */
 
 #define FN_TILE 512 /* columns whose numbers are in L1 together: at most 7 arrays of float, 14 KB */
 
@@ -47,19 +48,15 @@ FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
     _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) fn_prefetch(p + (rows + r) * stride);
 }
 
-FN_INLINE ACC NAME(col_sum8)(const S *p, ptrdiff_t stride, ptrdiff_t n) {
+FN_INLINE ACC NAME(col_sum8)(const S *p, ptrdiff_t stride) {
     NAME(col_fetch)(p, 8, stride);
-    ACC acc = ACC_ADD4(ACC_ZERO(), NAME(col_load)(p, n), NAME(col_load)(p + stride, n), NAME(col_load)(p + 2 * stride, n),
-                       NAME(col_load)(p + 3 * stride, n));
-    p += 4 * stride;
-    return ACC_ADD4(acc, NAME(col_load)(p, n), NAME(col_load)(p + stride, n), NAME(col_load)(p + 2 * stride, n),
-                    NAME(col_load)(p + 3 * stride, n));
+    return ADD4_AT(ADD4_AT(ACC_ZERO(), p, stride), p + 4 * stride, stride);
 }
 
 FN_OUTLINE void NAME(col_sums_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo) {
     ptrdiff_t r = 0;
 #define SUM(row, rows, n)                                                                                                \
-    ACC_PUT(rows == 8 ? NAME(col_sum8)(x + j, stride, n) : ACC_ADD(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n)), \
+    ACC_PUT(rows == 8 ? NAME(col_sum8)(x + j, stride) : ACC_ADD(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n)), \
             sum + j, sum_lo + j, n)
     for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(width, 8, 1, SUM);
     EACH_COLUMN(width, rows - r, 0, SUM);
@@ -129,6 +126,7 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
 
 /* ---- normalization and gradients: per-column numbers as vectors of T ---- */
 
+/* Column j's number is at [j]; there is room for a whole vector after the last. */
 typedef struct { T hi[FN_TILE + LANES], lo[FN_TILE + LANES], scale[FN_TILE + LANES], shift[FN_TILE + LANES]; } NAME(col_norms);
 
 /* The end of channel k, or of the w columns after `from`. */
@@ -180,12 +178,25 @@ FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int s
 
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
                                      const NAME(col_norms) *p, int has_res, int relu, int stream) {
-#define OUT(n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + j, n), NAME(col_norm)(p, j)), \
-                              has_res ? NAME(col_load)(res + j, n) : SET1(0), has_res, relu)
-#define FULL(n) do { if (stream) STREAM(y + j, OUT(LANES)); else STORE(y + j, OUT(LANES)); } while (0)
-#define PART(n) STORE_N(y + j, OUT(n), n)
-    for (ptrdiff_t r = 0; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0)
+#define OUT(o, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + (o), n), NAME(col_norm)(p, j)), \
+                                 has_res ? NAME(col_load)(res + (o), n) : SET1(0), has_res, relu)
+#define FULL(n) do { fn_prefetch(x + j + stride); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
+#define PART(n) STORE_N(y + j, OUT(j, n), n)
+    ptrdiff_t r = 0, whole = w / LANES * LANES;
+    for (; !GENERIC && !stream && r + 4 <= rows; r += 4, x += 4 * stride, y += 4 * stride, res += has_res ? 4 * stride : 0) {
+        for (ptrdiff_t j = 0; j < whole; j += LANES) {
+            V z0 = OUT(j, LANES), z1 = OUT(j + stride, LANES), z2 = OUT(j + 2 * stride, LANES), z3 = OUT(j + 3 * stride, LANES);
+            STORE(y + j, z0);
+            STORE(y + j + stride, z1);
+            STORE(y + j + 2 * stride, z2);
+            STORE(y + j + 3 * stride, z3);
+        }
+        for (ptrdiff_t k = 0, j = whole; k < 4 && j < w; k++) STORE_N(y + j + k * stride, OUT(j + k * stride, w - j), w - j);
+    }
+    for (; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0) {
+        if (stream) { fn_prefetch_edge(y + stride); fn_prefetch_edge(y + stride + w); }
         EACH_IN_ROW(y, w, stream, FULL, PART);
+    }
 #undef PART
 #undef FULL
 #undef OUT
@@ -231,6 +242,7 @@ FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, p
     }
     _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
+        if (!relu && n == LANES) { SUMS_EACH_AT(&s.sum, &s.dot, dy + o, x + o, v.hi); continue; }
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
         s.sum = ACC_ADD(s.sum, g);
@@ -301,14 +313,47 @@ typedef struct { T a[FN_TILE + LANES], b[FN_TILE + LANES], c[FN_TILE + LANES]; }
 FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
                                          ptrdiff_t stride, const NAME(col_norms) *p, const NAME(col_grads) *q, int has_res,
                                          int relu, int stream) {
-#define GRAD(n)                                                                                                          \
-    NAME(affine_v) v = NAME(col_norm)(p, j);                                                                             \
-    V xi = NAME(col_load)(x + j, n);                                                                                     \
-    V g = NAME(gate)(NAME(col_load)(dy + j, n), xi, has_res ? NAME(col_load)(res + j, n) : xi, v, has_res, relu);        \
-    V z = NAME(combine)(g, xi, v, LOAD_T(q->a + j), LOAD_T(q->b + j), LOAD_T(q->c + j));
-#define FULL(n) do { GRAD(LANES) if (dres) STORE(dres + j, g); if (stream) STREAM(dx + j, z); else STORE(dx + j, z); } while (0)
-#define PART(n) do { GRAD(n) if (dres) STORE_N(dres + j, g, n); STORE_N(dx + j, z, n); } while (0)
-    for (ptrdiff_t r = 0; r < rows; r++, dy += stride, x += stride, dx += stride) {
+#define GRAD(g, z, o, n)                                                                                                 \
+    V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
+    V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
+    V z = NAME(combine)(g, xi_##z, v, LOAD_T(q->a + j), LOAD_T(q->b + j), LOAD_T(q->c + j));
+#define FULL(n)                                                                                                          \
+    do {                                                                                                                 \
+        fn_prefetch(x + j + stride);                                                                                     \
+        fn_prefetch(dy + j + stride);                                                                                    \
+        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
+        GRAD(g, z, j, LANES)                                                                                             \
+        if (dres) STORE(dres + j, g);                                                                                    \
+        if (stream) STREAM(dx + j, z); else STORE(dx + j, z);                                                            \
+    } while (0)
+#define PART(n)                                                                                                          \
+    do {                                                                                                                 \
+        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
+        GRAD(g, z, j, n)                                                                                                 \
+        if (dres) STORE_N(dres + j, g, n);                                                                               \
+        STORE_N(dx + j, z, n);                                                                                           \
+    } while (0)
+    ptrdiff_t r = 0, whole = w / LANES * LANES;
+    for (; !GENERIC && !stream && !has_res && r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, dx += 4 * stride) {
+        for (ptrdiff_t j = 0; j < whole; j += LANES) {
+            NAME(affine_v) v = NAME(col_norm)(p, j);
+            GRAD(g0, z0, j, LANES)
+            GRAD(g1, z1, j + stride, LANES)
+            GRAD(g2, z2, j + 2 * stride, LANES)
+            GRAD(g3, z3, j + 3 * stride, LANES)
+            STORE(dx + j, z0);
+            STORE(dx + j + stride, z1);
+            STORE(dx + j + 2 * stride, z2);
+            STORE(dx + j + 3 * stride, z3);
+        }
+        for (ptrdiff_t k = 0, j = whole; k < 4 && j < w; k++) {
+            NAME(affine_v) v = NAME(col_norm)(p, j);
+            GRAD(g, z, j + k * stride, w - j)
+            STORE_N(dx + j + k * stride, z, w - j);
+        }
+    }
+    for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
+        if (stream) { fn_prefetch_edge(dx + stride); fn_prefetch_edge(dx + stride + w); }
         EACH_IN_ROW(dx, w, stream, FULL, PART);
         if (has_res) res += stride;
         if (dres) dres += stride;

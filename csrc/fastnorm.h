@@ -37,7 +37,10 @@ typedef struct { ptrdiff_t len, count, stride; } fn_spans;
 typedef struct {
     ptrdiff_t itemsize;
 
-    /* ---- spans that share one statistic: batch, group and instance norm ---- */
+    /* Makes streamed stores visible to other threads. */
+    void (*fence)(void);
+
+    /* ---- spans that share one statistic: batch, group and instance norm; affine and grad_apply leave the fence to the caller ---- */
 
     /* Moments of all values in the spans: corrected two-pass per block, blocks merged in order. */
     void (*moments)(const void *x, fn_spans s, fn_moments *out);

@@ -118,6 +118,10 @@ FN_INLINE ptrdiff_t fn_alike(const fn_norm *p, const fn_grad *g, ptrdiff_t from,
 #define LOAD_T vf_load
 #define LOAD_P vf_load
 #define LOAD_P_N vf_load_n
+#define ADD4_AT acc32_add4_at
+#define SUMS_AT(sum, dot, g, x, mean) do { fn_acc32 m_ = {mean, mean}; acc32_sums_at(sum, dot, g, x, m_); } while (0)
+#define SUMS_EACH_AT(sum, dot, g, x, mean) do { fn_acc32 m_ = {vf_low(mean), vf_high(mean)}; acc32_sums_at(sum, dot, g, x, m_); } while (0)
+#define WEIGHTED_AT acc32_weighted_at
 #include "arith32.h"
 #include "bodies.h"
 
@@ -167,7 +171,7 @@ FN_INLINE ptrdiff_t fn_alike(const fn_norm *p, const fn_grad *g, ptrdiff_t from,
 /* ---- the table ---- */
 
 #define OPS(dtype, size) \
-    {size, moments_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype, col_sums_##dtype, col_squares_##dtype, \
+    {size, fn_fence, moments_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype, col_sums_##dtype, col_squares_##dtype, \
      col_affine_##dtype, col_grad_sums_##dtype, col_grad_apply_##dtype, row_moments_##dtype, row_apply_##dtype, \
      rows_forward_##dtype, row_grad_sums_##dtype, rows_grad_##dtype, add_##dtype, softmax_##dtype, softmax_grad_##dtype, \
      lse_##dtype, cross_entropy_grad_##dtype, dropout_##dtype, dropout_grad_##dtype, get_##dtype, put_##dtype}

@@ -31,7 +31,7 @@ FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t len, const P *ga
     T h = (T)p->mean;
     V hi = SET1(h), lo = SET1((T)((p->mean - (double)h) + p->mean_lo)), rstd = SET1((T)p->scale);
     ptrdiff_t i = 0;
-    if (stream) {
+    if (stream || len >= FN_LONG) {
         ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)y & 63) / sizeof(S));
         for (; head > 0 && i < len;) {
             ptrdiff_t n = head < LANES ? head : LANES - 1;
@@ -57,6 +57,7 @@ FN_OUTLINE void NAME(row_apply)(const void *xv, void *yv, ptrdiff_t len, const v
     if (FN_UNLIKELY(p->wide)) { WIDER(row_apply)(xv, yv, len, gv, bv, p, centred, flags, ahead); return; }
 #endif
     int stream = !!(flags & FN_STREAM);
+    if (stream) fn_prefetch_edge(y + 2 * len);
 #define BODY(centred, has_gamma, has_beta, stream) NAME(row_apply_body)(x, y, len, g, b, p, centred, has_gamma, has_beta, stream, ahead)
     if (GENERIC) BODY(centred, g != NULL, b != NULL, 0);
     else if (!centred) { if (stream) BODY(0, g != NULL, 0, 1); else BODY(0, g != NULL, 0, 0); }
@@ -85,7 +86,7 @@ FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn
     fn_dd q = {0, 0};
     for (ptrdiff_t i = 0; i < len; i += FN_BLOCK) {
         ptrdiff_t n = len - i < FN_BLOCK ? len - i : FN_BLOCK;
-        fn_dd b = ACC_SUM(NAME(squares_span)(ACC_ZERO(), x + i, n, SET1(0)));
+        fn_dd b = ACC_SUM(NAME(squares_span)(ACC_ZERO(), x + i, n, SET1(0), n == FN_BLOCK ? FN_BLOCK : 0));
 #ifdef WIDER
         if (FN_UNLIKELY(!fn_in_safe_range(b.hi, (double)n))) {
             fn_moments w;
@@ -130,7 +131,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             }
             for (ptrdiff_t k = 0; k < some; k++) {
                 T c = (T)m[k].mean;
-                fn_dd q = ACC_SUM(NAME(squares_span)(ACC_ZERO(), in + k * len, len, SET1(c)));
+                fn_dd q = ACC_SUM(NAME(squares_span)(ACC_ZERO(), in + k * len, len, SET1(c), 0));
                 double d = (m[k].mean - (double)c) + m[k].mean_lo;
                 double m2 = (q.hi - m[k].n * (d * d)) + q.lo;
                 m[k].m2 = m2 < 0 ? 0 : m2;
@@ -161,10 +162,15 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
 /* Σg and Σg·(x - mean) of one row, in double as in spans.h. */
 FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, vd mean) {
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
-    for (ptrdiff_t i = 0; i < len; i += LANES) {
-        ptrdiff_t n = len - i < LANES ? len - i : LANES;
-        V g = NAME(col_load)(dy + i, n), xi = NAME(col_load)(x + i, n);
-        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, NAME(param)(gamma + i, n), xi, mean);
+    ptrdiff_t i = 0;
+    for (; i + LANES <= len; i += LANES) {
+        if (gamma) WEIGHTED_AT(&a.sum, &a.dot, dy + i, gamma + i, x + i, mean);
+        else SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean);
+    }
+    if (i < len) {
+        ptrdiff_t n = len - i;
+        V g = LOAD_N(dy + i, n), xi = LOAD_N(x + i, n);
+        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, LOAD_P_N(gamma + i, n), xi, mean);
         else {
             a.sum = ACC_ADD(a.sum, g);
             a.dot = ACC_DOT(a.dot, g, xi, mean);
@@ -187,6 +193,7 @@ FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, pt
 #define GRAD(n)                                                                                                              V g = NAME(col_load)(dy + j, n), xhat = NAME(standardize)(NAME(col_load)(x + j, n), hi, lo, rstd, centred);              if (params) {                                                                                                                STORE_T(db + j, ADD(LOAD_T(db + j), g));                                                                                 STORE_T(dg + j, ADD(LOAD_T(dg + j), n == LANES ? MUL(g, xhat) : FIRST(MUL(g, xhat), n)));                                                        }                                                                                                                        V z = ADD(MUL(has_gamma ? MUL(g, NAME(param)(gamma + j, n)) : g, rstd), MUL(xhat, b));                                   if (centred) z = ADD(z, c);
 #define FULL(n) do { GRAD(LANES) if (stream) STREAM(dx + j, z); else STORE(dx + j, z); } while (0)
 #define PART(n) do { GRAD(n) STORE_N(dx + j, z, n); } while (0)
+    if (stream) fn_prefetch_edge(dx + w);
     EACH_IN_ROW(dx, w, stream, FULL, PART);
 #undef PART
 #undef FULL
@@ -242,8 +249,8 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
 #undef BODY
             for (ptrdiff_t j = 0; params && j < w; j += LANES) {
                 ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
-                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(dg + j)), dgamma + o, dgamma_lo + o, m);
-                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(db + j)), dbeta + o, dbeta_lo + o, m);
+                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m);
+                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(db + j)), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m);
             }
         }
     }

@@ -2,6 +2,8 @@
 #ifndef FN_SCALAR_H
 #define FN_SCALAR_H
 
+#include <string.h>
+
 #include "fastnorm.h"
 
 typedef struct { double hi, lo; } fn_dd; /* the unevaluated sum hi + lo */
@@ -44,13 +46,18 @@ FN_INLINE void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) {
 }
 FN_INLINE double fn_sqrt(double x) { return __builtin_sqrt(x); }
 
-/* Zero, or far enough from float's limits that a product with data stays inside them. */
-FN_INLINE int fn_is_plain(double a) { return (a >= 0x1p-100 && a <= 0x1p100) || (a <= -0x1p-100 && a >= -0x1p100) || a == 0; }
+/* 2^low ≤ |a| < 2^high, or a = 0. */
+FN_INLINE int fn_within(double a, int low, int high) {
+    uint64_t bits;
+    memcpy(&bits, &a, sizeof bits);
+    return ((bits >> 52 & 0x7ff) - (uint64_t)(1023 + low) < (uint64_t)(high - low)) | (a == 0);
+}
+/* Far enough from float's limits that a product with data stays inside them. */
+FN_INLINE int fn_is_plain(double a) { return fn_within(a, -100, 100); }
 /* Must y = (x - mean)·scale + shift be computed in double? m2 bounds (x - mean)². A mean below 2^-90 has a low part that float
    cannot hold. */
 FN_INLINE int fn_needs_wide(double mean, double m2, double scale) {
-    double m = mean < 0 ? -mean : mean;
-    return !(fn_is_plain(scale) && (m == 0 || (m >= 0x1p-90 && m <= 0x1p125)) && m2 <= 0x1p250);
+    return !(fn_is_plain(scale) & fn_within(mean, -90, 125) & (m2 <= 0x1p250));
 }
 
 #endif

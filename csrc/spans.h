@@ -11,32 +11,49 @@
 
 /* float64 has no wider type to add in: every square carries what it lost. */
 #define EXACT_SQUARES (sizeof(S) == 8)
+#define FN_LONG 256 /* stores across cache lines cost more than a partial vector that avoids them */
 #define FN_BLOCK (16384 / (ptrdiff_t)sizeof(T))
+
+/* How four vectors `step` apart, Σg and Σg·(x - mean), and the same with g = dy·gamma are added from memory. */
+#ifndef ADD4_AT
+#define ADD4_AT(acc, x, step) ACC_ADD4(acc, LOAD(x), LOAD((x) + (step)), LOAD((x) + 2 * (step)), LOAD((x) + 3 * (step)))
+#define SUMS_AT(sum, dot, g, x, mean) do { V g_ = LOAD(g); *(sum) = ACC_ADD(*(sum), g_); *(dot) = ACC_DOT(*(dot), g_, LOAD(x), mean); } while (0)
+#define SUMS_EACH_AT(sum, dot, g, x, mean) \
+    do { V g_ = LOAD(g); *(sum) = ACC_ADD(*(sum), g_); *(dot) = ACC_DOT_EACH(*(dot), g_, LOAD(x), mean); } while (0)
+#define WEIGHTED_AT(sum, dot, dy, gamma, x, mean) ACC_WEIGHTED(sum, dot, LOAD(dy), LOAD_P(gamma), LOAD(x), mean)
+#endif
 
 /* Σx of one contiguous span. */
 FN_INLINE ACC NAME(sum_span)(ACC acc, const S *x, ptrdiff_t len) {
     ptrdiff_t i = 0;
     for (; i + 4 * LANES <= len; i += 4 * LANES)
-        acc = ACC_ADD4(acc, LOAD(x + i), LOAD(x + i + LANES), LOAD(x + i + 2 * LANES), LOAD(x + i + 3 * LANES));
+        acc = ADD4_AT(acc, x + i, LANES);
     for (; i + LANES <= len; i += LANES) acc = ACC_ADD(acc, LOAD(x + i));
     if (i < len) acc = ACC_ADD(acc, LOAD_N(x + i, len - i));
     return acc;
 }
 
-/* Σ(x - c)² of one contiguous span. */
+/* Σ(x - c)² of one contiguous span; meanwhile what lies `ahead` of it is fetched. */
+#define FETCH8(p) for (ptrdiff_t k = 0; k < 8 * LANES; k += 64 / (ptrdiff_t)sizeof(S)) fn_prefetch((p) + k)
 #define SQUARE(k) NAME(square)(x + i + (k) * LANES, c)
 FN_INLINE V NAME(square)(const S *x, V c) { V d = SUB(LOAD(x), c); return MUL(d, d); }
-FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c) {
+FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
     if (!EXACT_SQUARES)
-        for (; i + 8 * LANES <= len; i += 8 * LANES) acc = ACC_ADD(acc, ADD(TREE4(SQUARE, 0), TREE4(SQUARE, 4)));
-    for (; i + LANES <= len; i += LANES) acc = ACC_SQUARE(acc, LOAD(x + i), c);
+        for (; i + 8 * LANES <= len; i += 8 * LANES) {
+            if (ahead) FETCH8(x + i + ahead);
+            acc = ACC_ADD(acc, ADD(TREE4(SQUARE, 0), TREE4(SQUARE, 4)));
+        }
+    for (; i + LANES <= len; i += LANES) {
+        if (ahead) fn_prefetch(x + i + ahead);
+        acc = ACC_SQUARE(acc, LOAD(x + i), c);
+    }
     if (i < len) acc = ACC_SQUARE(acc, FIRST_OR(LOAD_N(x + i, len - i), c, len - i), c);
     return acc;
 }
 
-/* One block: sum (hi, lo), mean and m2 of `count` spans of `len`. */
-FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t stride, fn_dd *sum, fn_moments *b) {
+/* One block: sum (hi, lo), mean and m2 of `count` spans of `len`. The next one lies `ahead`. */
+FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t stride, ptrdiff_t ahead, fn_dd *sum, fn_moments *b) {
     ACC acc = ACC_ZERO();
     for (ptrdiff_t k = 0; k < count; k++) acc = NAME(sum_span)(acc, x + k * stride, len);
     double n = (double)(len * count);
@@ -46,7 +63,7 @@ FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t
     double r = (mean.hi - (double)c) + mean.lo;
     acc = ACC_ZERO();
     V cv = SET1(c);
-    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(squares_span)(acc, x + k * stride, len, cv);
+    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(squares_span)(acc, x + k * stride, len, cv, ahead);
     fn_dd q = ACC_SUM(acc);
     double m2 = (q.hi - n * (r * r)) + q.lo;
     b->n = n;
@@ -58,10 +75,10 @@ FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t
 }
 
 #ifdef WIDER
-#define BLOCK_CHECKED(x, len, count, stride, sum, b)                                                                     \
+#define BLOCK_CHECKED(x, len, count, stride, ahead, sum, b)                                                                     \
     do {                                                                                                                 \
-        NAME(block)(x, len, count, stride, sum, b);                                                                      \
-        if (FN_UNLIKELY(!fn_square_sum_is_safe(b))) WIDER(block)(x, len, count, stride, sum, b);                         \
+        NAME(block)(x, len, count, stride, ahead, sum, b);                                                                      \
+        if (FN_UNLIKELY(!fn_square_sum_is_safe(b))) WIDER(block)(x, len, count, stride, 0, sum, b);                         \
     } while (0)
 #else
 #define BLOCK_CHECKED NAME(block)
@@ -83,7 +100,8 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
             ptrdiff_t len = s.len - i < piece ? s.len - i : piece;
             fn_dd block_sum;
             fn_moments b;
-            BLOCK_CHECKED(x + k * s.stride + i, len, spans, s.stride, &block_sum, &b);
+            ptrdiff_t ahead = i + piece < s.len ? piece : spans * s.stride - i;
+            BLOCK_CHECKED(x + k * s.stride + i, len, spans, s.stride, ahead, &block_sum, &b);
             if (n == 0) { centre = b.mean; centre_lo = b.mean_lo; }
             double shift = (b.mean - centre) + (b.mean_lo - centre_lo);
             sum = fn_dd_add(sum, block_sum);
@@ -130,7 +148,7 @@ FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, 
     ptrdiff_t i = 0;
 #define ONE(n)                                                                                                           \
     STORE_N(y + i, NAME(activate)(NAME(normalize)(LOAD_N(x + i, n), v), has_res ? LOAD_N(res + i, n) : v.lo, has_res, relu), n)
-    if (stream) {
+    if (stream || len >= FN_LONG) {
         ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)y & 63) / sizeof(S));
         for (; head > 0 && i < len;) {
             ptrdiff_t n = head < LANES ? head : LANES - 1;
@@ -161,13 +179,13 @@ FN_OUTLINE void NAME(affine)(const void *xv, const void *rv, void *yv, fn_spans 
     for (ptrdiff_t k = 0; k < s.count; k++) {
         ptrdiff_t o = k * s.stride;
 #define BODY(r, has_res, relu, stream) NAME(affine_body)(x + o, r, y + o, s.len, v, has_res, relu, stream, ahead)
+        if (stream) { fn_prefetch_edge(y + o + s.len); fn_prefetch_edge(y + o + s.stride); }
         if (GENERIC) BODY(res ? res + o : NULL, res != NULL, relu, stream);
         else if (res) { if (stream) BODY(res + o, 1, relu, 1); else BODY(res + o, 1, relu, 0); }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1); else BODY(NULL, 0, 1, 0); }
         else { if (stream) BODY(NULL, 0, 0, 1); else BODY(NULL, 0, 0, 0); }
 #undef BODY
     }
-    if (flags & FN_STREAM) fn_fence();
 }
 
 /* ---- gradients ---- */
@@ -194,6 +212,7 @@ FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x,
                                           NAME(affine_v) v, vd mean, int has_res, int relu) {
     ptrdiff_t i = 0;
     for (; i + LANES <= len; i += LANES) {
+        if (!relu) { SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean); continue; }
         V xi = LOAD(x + i), g = NAME(gate)(LOAD(dy + i), xi, has_res ? LOAD(res + i) : xi, v, has_res, relu);
         a.sum = ACC_ADD(a.sum, g);
         a.dot = ACC_DOT(a.dot, g, xi, mean);
@@ -241,7 +260,7 @@ FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *d
     V g = NAME(gate)(LOAD_N(dy + i, n), xi, has_res ? LOAD_N(res + i, n) : v.lo, v, has_res, relu);                      \
     if (dres) STORE_N(dres + i, g, n);                                                                                   \
     STORE_N(dx + i, NAME(combine)(g, xi, v, a, b, c), n);
-    if (stream) {
+    if (stream || len >= FN_LONG) {
         ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)dx & 63) / sizeof(S));
         for (; head > 0 && i < len;) {
             ptrdiff_t n = head < LANES ? head : LANES - 1;
@@ -279,11 +298,11 @@ FN_OUTLINE void NAME(grad_apply)(const void *dyv, const void *xv, const void *rv
         S *drk = dr ? dr + o : NULL;
 #define BODY(r, dr, has_res, relu, stream) \
     NAME(grad_apply_body)(dy + o, x + o, r, dx + o, dr, s.len, v, a, b, c, has_res, relu, stream, ahead)
+        if (stream) { fn_prefetch_edge(dx + o + s.len); fn_prefetch_edge(dx + o + s.stride); }
         if (GENERIC) BODY(r, drk, r && relu, relu, 0);
         else if (!relu) { if (stream) BODY(NULL, NULL, 0, 0, 1); else BODY(NULL, NULL, 0, 0, 0); }
         else if (r) { if (stream) BODY(r, drk, 1, 1, 1); else BODY(r, drk, 1, 1, 0); }
         else { if (stream) BODY(NULL, NULL, 0, 1, 1); else BODY(NULL, NULL, 0, 1, 0); }
 #undef BODY
     }
-    if (flags & FN_STREAM) fn_fence();
 }

@@ -383,21 +383,15 @@ def backward(
     upstream = fit(v.rows(dy), s.xhat)
     g = upstream if weight is None else upstream * fit(v.per_element(weight), s.xhat)
     dx, scale = g, _size(g)
-    # float64 has no wider type to sum in, so there its terms are the summands; a float32's sums are terms as they stand.
-    summed = isinstance(s.xhat, Wide)
     if s.own:
         projected = s.xhat * _mean(g * s.xhat)
-        size = _size(s.xhat) * _mean(_size(g * s.xhat)) if summed else _size(projected)
-        dx, scale = dx - projected, scale + size
+        dx, scale = dx - projected, scale + _size(projected)
         if s.centred:
-            dx, scale = dx - _mean(g), scale + (_mean(_size(g)) if summed else _size(_mean(g)))
+            dx, scale = dx - _mean(g), scale + _size(_mean(g))
     scale = scale * lower(s.rstd)
     product = upstream * s.xhat
     dweight, dbias = v.parameter_sums(product), v.parameter_sums(upstream)
-    if summed:
-        dweight_scale, dbias_scale = (v.parameter_sums(_size(t)) for t in (product, upstream))
-    else:
-        dweight_scale, dbias_scale = (np.sqrt(v.parameter_sums(_size(t) ** 2)) for t in (product, upstream))
+    dweight_scale, dbias_scale = (np.sqrt(v.parameter_sums(_size(t) ** 2)) for t in (product, upstream))
     dx = v.unrows(lower(dx * s.rstd), x.shape)
     return Backward(dx, v.unrows(scale, x.shape), dweight, dweight_scale, dbias, dbias_scale)
 

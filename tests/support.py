@@ -364,8 +364,7 @@ def strict_scales(
     view: exact.View, known: exact.Standard, dy: Array, weight: Array | None, shape: tuple[int, ...]
 ) -> tuple[Array, Array, Array]:
     """The scales of the promise, read literally: for dx |rstd| (|g| + |mean(g)| + |xhat * mean(g * xhat)|), however far
-    the sums cancel, and for dweight and dbias the root of their terms' squares. The sums of float64, which has no wider
-    type, have their summands for terms: |rstd| (|g| + mean(|g|) + |xhat| * mean(|g * xhat|))."""
+    the sums cancel, and for dweight and dbias the root of their terms' squares."""
 
     def size(values: Any) -> Array:
         return np.abs(exact.lower(values))
@@ -376,9 +375,7 @@ def strict_scales(
     upstream = exact.fit(view.rows(dy), known.xhat)
     g = upstream if weight is None else upstream * exact.fit(view.per_element(weight), known.xhat)
     scale = size(g)
-    if known.own and isinstance(known.xhat, exact.Wide):
-        scale = scale + size(known.xhat) * mean(size(g * known.xhat)) + (mean(size(g)) if known.centred else 0)
-    elif known.own:
+    if known.own:
         scale = scale + size(known.xhat * mean(g * known.xhat)) + (size(mean(g)) if known.centred else 0)
     sums = (np.sqrt(view.parameter_sums(size(terms) ** 2)) for terms in (upstream * known.xhat, upstream))
     return view.unrows(scale * exact.lower(known.rstd), shape), *sums

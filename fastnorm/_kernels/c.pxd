@@ -19,6 +19,7 @@ cdef extern from "fastnorm.h" nogil:
     enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_NEON, FN_LEVELS
     ctypedef struct fn_ops:
         Py_ssize_t itemsize
+        void fence() noexcept nogil
         void moments(const void *x, fn_spans s, fn_moments *out) noexcept nogil
         void affine(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags,
                     Py_ssize_t ahead) noexcept nogil

@@ -17,7 +17,8 @@ from fastnorm._kernels.c cimport (
 )
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
-    Job, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, weigh,
+    Job, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, statistic_size,
+    weigh,
 )
 
 cdef enum:
@@ -156,9 +157,10 @@ cdef int columns_moments(const Job *job, fn_moments *out) noexcept nogil:
 # The numbers of each channel in a cell's tile.
 cdef void norms_of_cell(const Job *job, const Matrix *a, const Cell *z, fn_norm *p) noexcept nogil:
     cdef Py_ssize_t i, k, per_statistic = a.segment // job.post, first = z.first // job.post
+    cdef double m = statistic_size(job)
     for i in range(z.statistics):
         for k in range(i * per_statistic, (i + 1) * per_statistic):
-            p[k] = norm_of(job, z.statistic + i, first + k)
+            p[k] = norm_of(job, z.statistic + i, first + k, m)
 
 
 cdef void normalize_cell(const Job *job, const Matrix *a, Py_ssize_t u, const fn_norm *p) noexcept nogil:
@@ -249,10 +251,11 @@ cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, char
     cdef Cell z = cell_of(job, a, u)
     cdef Scratch s = scratch_of(a, memory)
     cdef Py_ssize_t i, k, per_statistic = a.segment // job.post, first = z.first // job.post
+    cdef double m = statistic_size(job)
     norms_of_cell(job, a, &z, s.norms)
     for i in range(z.statistics):
         for k in range(i * per_statistic, (i + 1) * per_statistic):
-            s.grads[k] = grad_of(job, z.statistic + i, first + k, totals + z.statistic + i)
+            s.grads[k] = grad_of(job, z.statistic + i, first + k, m, totals + z.statistic + i)
     job.ops.col_grad_apply(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), job.y + z.offset,
                            <char *> at(job.dresidual, z.offset), z.rows, z.width, a.width, s.norms, s.grads, job.post, job.flags)
 

@@ -60,21 +60,21 @@ cdef inline void finish(const Job *job, Py_ssize_t i, const fn_moments *m) noexc
     job.rstd[i] = 1 / sqrt(job.var[i] + job.eps)
 
 
-# y = (x - mean)·(gamma·rstd) + beta, for channel k under statistic i.
-cdef inline fn_norm norm_of(const Job *job, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+# y = (x - mean)·(gamma·rstd) + beta, for channel k under statistic i, of m elements.
+cdef inline fn_norm norm_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m) noexcept nogil:
     cdef fn_norm p
     p.mean = job.mean[i]
     p.mean_lo = job.mean_lo[i]
     p.scale = job.rstd[i] * job.gamma[k] if job.gamma != NULL else job.rstd[i]
     p.shift = job.beta[k] if job.beta != NULL else 0
-    p.wide = fn_needs_wide(p.mean, job.var[i] * statistic_size(job), p.scale)
+    p.wide = fn_needs_wide(p.mean, job.var[i] * m, p.scale)
     return p
 
 
 # dx = a·dy + b·(x - mean) + c, given Σγ·dy and Σγ·dy·(x - mean) over statistic i.
-cdef inline fn_grad grad_of(const Job *job, Py_ssize_t i, Py_ssize_t k, const fn_sums *total) noexcept nogil:
+cdef inline fn_grad grad_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m, const fn_sums *total) noexcept nogil:
     cdef fn_grad g
-    cdef double m = statistic_size(job), rstd = job.rstd[i]
+    cdef double rstd = job.rstd[i]
     g.a = job.gamma[k] * rstd if job.gamma != NULL else rstd
     g.b = 0 if job.given else -rstd * (rstd * (rstd * (total.dot + total.dot_lo) / m))
     g.c = 0 if job.given else -rstd * (total.sum + total.sum_lo) / m

@@ -63,7 +63,8 @@ cdef void forward_chunk(const Rows *job, Py_ssize_t chunk) noexcept nogil:
         keep(job, first + r, stat + r)
 
 
-# Sums over rows for each column: dgamma and dbeta (NULL where there is no parameter), and what they lost, side by side.
+# Sums over rows for each column: dgamma and dbeta (NULL where there is no parameter), and for float64 what they lost, side by
+# side in `memory`.
 ctypedef struct Columns:
     double *dgamma
     double *dbeta
@@ -71,11 +72,16 @@ ctypedef struct Columns:
     double *dbeta_lo
 
 
+cdef inline Py_ssize_t sums_per_column(const Rows *job) noexcept nogil:
+    return 4 if job.ops.itemsize == 8 else 2
+
+
 cdef inline Columns columns_of(const Rows *job, double *memory, Py_ssize_t first) noexcept nogil:
     cdef Columns to
     to.dgamma = memory + first if job.dgamma != NULL else NULL
     to.dbeta = memory + job.len + first if job.dbeta != NULL else NULL
-    to.dgamma_lo, to.dbeta_lo = memory + 2 * job.len + first, memory + 3 * job.len + first
+    to.dgamma_lo = memory + 2 * job.len + first if job.ops.itemsize == 8 else NULL
+    to.dbeta_lo = memory + 3 * job.len + first if job.ops.itemsize == 8 else NULL
     return to
 
 
@@ -96,23 +102,21 @@ cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Colu
         r += rows
 
 
-# dgamma and dbeta from the sums of all parts, in order.
-cdef void add_parts(const Rows *job, const double *sums, Py_ssize_t parts) noexcept nogil:
-    cdef Py_ssize_t j, k, part
-    cdef const double *one
+# to = the sums of all parts, in order.
+cdef void add_parts(const Rows *job, const double *sums, Py_ssize_t parts, double *to) noexcept nogil:
+    cdef Py_ssize_t j, part, step = sums_per_column(job) * job.len
     cdef fn_dd total, more
-    cdef double *to
-    for k in range(2):
-        to = job.dbeta if k else job.dgamma
-        if to == NULL:
-            continue
+    if job.ops.itemsize == 8:
         for j in range(job.len):
             total.hi = total.lo = 0
             for part in range(parts):
-                one = sums + (4 * part + k) * job.len + j
-                more.hi, more.lo = one[0], one[2 * job.len]
+                more.hi, more.lo = sums[part * step + j], sums[part * step + 2 * job.len + j]
                 total = fn_dd_add(total, more)
             to[j] = total.hi + total.lo
+    else:
+        for part in range(parts):
+            for j in range(job.len):
+                to[j] = (to[j] if part else 0) + sums[part * step + j]
 
 
 cdef inline Py_ssize_t rows_per_part(const Rows *job) noexcept nogil:
@@ -249,16 +253,18 @@ cdef int rows_forward(const Rows *job) noexcept nogil:
 cdef int rows_backward(const Rows *job) noexcept nogil:
     cdef int threads = threads_for(job.rows * job.len), failed = 0
     cdef Py_ssize_t parts = 1 if job.len > SLOT else ceil_div(job.rows, rows_per_part(job)), part
-    cdef double *sums = <double *> calloc(4 * parts * job.len, sizeof(double))
+    cdef double *sums = <double *> calloc(sums_per_column(job) * parts * job.len, sizeof(double))
     if sums == NULL:
         return -1
     if job.len > SLOT:
         failed = long_backward(job, threads, sums)
     else:
         for part in prange(parts, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            backward_part(job, part, sums + 4 * part * job.len)
-    if not failed:
-        add_parts(job, sums, parts)
+            backward_part(job, part, sums + sums_per_column(job) * part * job.len)
+    if not failed and job.dgamma != NULL:
+        add_parts(job, sums, parts, job.dgamma)
+    if not failed and job.dbeta != NULL:
+        add_parts(job, sums + job.len, parts, job.dbeta)
     free(sums)
     return failed
 

@@ -13,7 +13,8 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.c cimport fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
-    Job, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, weigh,
+    Job, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, statistic_size,
+    weigh,
 )
 
 cdef enum:
@@ -126,8 +127,9 @@ cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i) noe
     cdef fn_norm p
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
-        p = norm_of(job, i, first + k)
-        job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p, job.flags, e.step)
+        p = norm_of(job, i, first + k, statistic_size(job))
+        job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p, job.flags, e.step if job.given else 0)
+    job.ops.fence()
 
 
 cdef void forward_statistic(const Job *job, const Extent *e, Py_ssize_t i) noexcept nogil:
@@ -143,8 +145,9 @@ cdef void normalize_slot(const Job *job, const Extent *e, Py_ssize_t u) noexcept
     cdef Py_ssize_t offset = 0, unit = u // e.channel_slots, i = unit // e.channels
     cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
     cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
-    cdef fn_norm p = norm_of(job, i, unit % job.c)
+    cdef fn_norm p = norm_of(job, i, unit % job.c, statistic_size(job))
     job.ops.affine(job.x + o, at(job.residual, o), job.y + o, piece, &p, job.flags, 0)
+    job.ops.fence()
 
 
 cdef int spans_forward(const Job *job) noexcept nogil:
@@ -172,21 +175,28 @@ cdef int spans_forward(const Job *job) noexcept nogil:
 # ---- backward ----
 # sums[u] = Σdy, Σdy·(x - mean) of channel u (counted over all statistics).
 
-cdef void sum_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_sums *out) noexcept nogil:
-    cdef Py_ssize_t offset = 0, unit = u // e.channel_slots, i = unit // e.channels
-    cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
-    cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
-    cdef fn_norm p = norm_of(job, i, unit % job.c)
+# Slot j of channel k of statistic i.
+cdef inline void sum_slot(const Job *job, const Extent *e, Py_ssize_t i, Py_ssize_t k, Py_ssize_t j, fn_sums *out) noexcept nogil:
+    cdef Py_ssize_t offset = 0, o
+    cdef fn_spans piece = e.channel if e.channel_slots == 1 else slot(e.channel, j, &offset)
+    cdef fn_norm p = norm_of(job, i, i * e.channels % job.c + k, statistic_size(job))
+    o = (i * e.step + k * job.post + offset) * job.ops.itemsize
     job.ops.grad_sums(job.dy + o, job.x + o, at(job.residual, o), piece, &p, job.flags, out)
 
 
-cdef void sum_channel(const Job *job, const Extent *e, Py_ssize_t unit, fn_sums *sums) noexcept nogil:
-    cdef Py_ssize_t j
+cdef void sum_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
+    cdef Py_ssize_t j, k
     cdef fn_sums part
-    for j in range(e.channel_slots):
-        sum_slot(job, e, unit * e.channel_slots + j, sums + unit if j == 0 else &part)
-        if j > 0:
-            fn_sums_add(sums + unit, &part)
+    for k in range(e.channels):
+        sum_slot(job, e, i, k, 0, sums + k)
+        for j in range(1, e.channel_slots):
+            sum_slot(job, e, i, k, j, &part)
+            fn_sums_add(sums + k, &part)
+
+
+cdef void sum_nth_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_sums *out) noexcept nogil:
+    cdef Py_ssize_t unit = u // e.channel_slots
+    sum_slot(job, e, unit // e.channels, unit % e.channels, u % e.channel_slots, out)
 
 
 cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
@@ -194,25 +204,26 @@ cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_s
     cdef fn_sums total
     cdef fn_norm p
     cdef fn_grad g
-    for k in range(e.channels):
-        sum_channel(job, e, first + k, sums)
+    sum_statistic(job, e, i, sums + first)
     total = weigh(job, channel, e.channels, sums + first)
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
-        p = norm_of(job, i, channel + k)
-        g = grad_of(job, i, channel + k, &total)
+        p = norm_of(job, i, channel + k, statistic_size(job))
+        g = grad_of(job, i, channel + k, statistic_size(job), &total)
         job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o), e.channel,
                            &p, &g, job.flags, e.step)
+    job.ops.fence()
 
 
 cdef void differentiate_slot(const Job *job, const Extent *e, Py_ssize_t u, const fn_sums *totals) noexcept nogil:
     cdef Py_ssize_t offset = 0, unit = u // e.channel_slots, i = unit // e.channels
     cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
     cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
-    cdef fn_norm p = norm_of(job, i, unit % job.c)
-    cdef fn_grad g = grad_of(job, i, unit % job.c, totals + i)
+    cdef fn_norm p = norm_of(job, i, unit % job.c, statistic_size(job))
+    cdef fn_grad g = grad_of(job, i, unit % job.c, statistic_size(job), totals + i)
     job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o), piece, &p, &g,
                        job.flags, 0)
+    job.ops.fence()
 
 
 cdef int spans_backward(const Job *job) noexcept nogil:
@@ -234,7 +245,7 @@ cdef int spans_backward(const Job *job) noexcept nogil:
             return -1
         totals = parts + units * e.channel_slots
         for u in prange(units * e.channel_slots, schedule="static", num_threads=threads):
-            sum_slot(job, &e, u, parts + u)
+            sum_nth_slot(job, &e, u, parts + u)
         for u in range(units):
             sums[u] = parts[u * e.channel_slots]
             for j in range(1, e.channel_slots):
@@ -253,16 +264,17 @@ cdef int spans_backward(const Job *job) noexcept nogil:
 
 cdef void combine_unit(const Job *job, const Extent *e, Py_ssize_t unit, const fn_grad *g) noexcept nogil:
     cdef Py_ssize_t o = (unit // e.channels * e.step + unit % e.channels * job.post) * job.ops.itemsize
-    cdef fn_norm p = norm_of(job, unit // e.channels, unit % job.c)
+    cdef fn_norm p = norm_of(job, unit // e.channels, unit % job.c, statistic_size(job))
     job.ops.grad_apply(job.dy + o, job.x + o, NULL, job.y + o, NULL, e.channel, &p, g + unit, job.flags, e.step)
+    job.ops.fence()
 
 
 cdef void spans_sums(const Job *job, fn_sums *sums) noexcept nogil:
     cdef Extent e = extent_of(job)
     cdef int threads = threads_for(element_count(job))
-    cdef Py_ssize_t unit
-    for unit in prange(statistic_count(job) * e.channels, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        sum_channel(job, &e, unit, sums)
+    cdef Py_ssize_t i
+    for i in prange(statistic_count(job), schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        sum_statistic(job, &e, i, sums + i * e.channels)
 
 
 cdef void spans_combine(const Job *job, const fn_grad *g) noexcept nogil:
