@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fastnorm.h"
+#include "scalar.h"
 
 enum { ROWS = 11, WIDTH = 523, SIZE = ROWS * WIDTH, LINES = 1024 };
 
@@ -81,7 +81,7 @@ static void eat_storage(data_t *d, const void *p) {
 
 static fn_norm norm_of(const fn_moments *m, double gamma, double beta) {
     fn_norm p = {m->mean, m->mean_lo, gamma / __builtin_sqrt(m->m2 / m->n + 1e-5), beta, 0};
-    p.wide = fn_wide(p.mean, m->m2, p.scale);
+    p.wide = fn_needs_wide(p.mean, m->m2, p.scale);
     return p;
 }
 
@@ -112,14 +112,14 @@ static void spans(data_t *d, int level, const char *dtype) {
         report(level, dtype, name);
         EVERY(which) EVERY_LENGTH(len) {
             fn_spans s = {len, ROWS, WIDTH};
-            double sums[2];
+            fn_sums sums;
             fill(d, which);
             o->moments(d->x, s, &m);
             fn_norm p = norm_of(&m, 1.25, 0.5);
             const void *res = len % 2 && (flags & FN_RELU) ? d->res : NULL;
-            o->grad_sums(d->dy, d->x, res, s, &p, flags, sums);
-            eat_doubles(sums, 2);
-            fn_grad g = {p.scale, -p.scale * p.scale * p.scale * sums[1] / m.n, -p.scale * sums[0] / m.n};
+            o->grad_sums(d->dy, d->x, res, s, &p, flags, &sums);
+            eat_doubles(&sums.sum, 4);
+            fn_grad g = {p.scale, -p.scale * p.scale * p.scale * sums.dot / m.n, -p.scale * sums.sum / m.n};
             o->grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, s, &p, &g, flags, 0);
             eat_storage(d, d->y);
             eat_storage(d, d->z);
@@ -131,15 +131,16 @@ static void spans(data_t *d, int level, const char *dtype) {
 
 static void columns(data_t *d, int level, const char *dtype) {
     const fn_ops *o = d->ops;
-    double *v = memory(6 * WIDTH * sizeof *v);
-    double *sum = v, *low = v + WIDTH, *centre = v + 2 * WIDTH, *m2 = v + 3 * WIDTH, *dsum = v + 4 * WIDTH, *dot = v + 5 * WIDTH;
+    double *v = memory(8 * WIDTH * sizeof *v);
+    double *sum = v, *low = v + WIDTH, *centre = v + 2 * WIDTH, *m2 = v + 3 * WIDTH, *dsum = v + 4 * WIDTH, *dot = v + 5 * WIDTH,
+           *dsum_lo = v + 6 * WIDTH, *dot_lo = v + 7 * WIDTH;
     fn_norm *p = memory(WIDTH * sizeof *p);
     fn_grad *g = memory(WIDTH * sizeof *g);
     for (int relu = 0; relu < 2; relu++) {
         EVERY(which) EVERY_LENGTH(width) {
             ptrdiff_t post = width % 7 ? 1 : 7, channels = width / post;
             fill(d, which);
-            memset(v, 0, 6 * WIDTH * sizeof *v);
+            memset(v, 0, 8 * WIDTH * sizeof *v);
             o->col_sums(d->x, ROWS, width, WIDTH, sum, low);
             for (ptrdiff_t j = 0; j < width; j++) centre[j] = (sum[j] + low[j]) / ROWS;
             o->col_squares(d->x, ROWS, width, WIDTH, centre, m2);
@@ -150,14 +151,14 @@ static void columns(data_t *d, int level, const char *dtype) {
             const void *res = relu && width % 2 ? d->res : NULL;
             o->col_affine(d->x, res, d->y, ROWS, width, WIDTH, p, post, relu);
             eat_storage(d, d->y);
-            o->col_grad_sums(d->dy, d->x, res, ROWS, width, WIDTH, p, post, relu, dsum, dot);
+            o->col_grad_sums(d->dy, d->x, res, ROWS, width, WIDTH, p, post, relu, dsum, dsum_lo, dot, dot_lo);
             for (ptrdiff_t j = 0; j < channels; j++) {
                 double r = p[j].scale;
                 fn_grad one = {r, -r * r * r * dot[j * post] / ROWS, -r * dsum[j * post] / ROWS};
                 g[j] = one;
             }
             o->col_grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, ROWS, width, WIDTH, p, g, post, relu);
-            eat_doubles(v, 6 * WIDTH);
+            eat_doubles(v, 8 * WIDTH);
             eat_storage(d, d->y);
             eat_storage(d, d->z);
         }
@@ -168,12 +169,13 @@ static void columns(data_t *d, int level, const char *dtype) {
 
 static void rows(data_t *d, int level, const char *dtype) {
     const fn_ops *o = d->ops;
-    double *dgamma = memory(2 * WIDTH * sizeof *dgamma), *dbeta = dgamma + WIDTH, sums[2 * ROWS];
+    double *dgamma = memory(4 * WIDTH * sizeof *dgamma), *dbeta = dgamma + WIDTH;
+    fn_sums sums[ROWS];
     fn_norm stat[ROWS];
     for (int centred = 0; centred < 2; centred++) {
         EVERY(which) EVERY_LENGTH(len) {
             fill(d, which);
-            memset(dgamma, 0, 2 * WIDTH * sizeof *dgamma);
+            memset(dgamma, 0, 4 * WIDTH * sizeof *dgamma);
             int sum = len % 2;
             o->rows_forward(d->x, sum ? d->res : NULL, sum ? d->z : NULL, d->y, ROWS, len, len % 3 ? d->gamma : NULL,
                             len % 5 && centred ? d->beta : NULL, 1e-5, centred, stat, 0);
@@ -182,10 +184,11 @@ static void rows(data_t *d, int level, const char *dtype) {
             const void *x = sum ? d->z : d->x;
             for (int r = 0; r < ROWS; r++)
                 o->row_grad_sums((char *)d->dy + r * len * o->itemsize, (const char *)x + r * len * o->itemsize, d->gamma, len,
-                                 stat + r, sums + 2 * r);
-            o->rows_grad(d->dy, x, d->gamma, d->y, ROWS, len, len, (double)len, stat, sums, centred, 0, dgamma, dbeta);
-            eat_doubles(sums, 2 * ROWS);
-            eat_doubles(dgamma, 2 * WIDTH);
+                                 stat + r, sums + r);
+            o->rows_grad(d->dy, x, d->gamma, d->y, ROWS, len, len, (double)len, stat, sums, centred, 0, dgamma, dbeta,
+                         dgamma + 2 * WIDTH, dgamma + 3 * WIDTH);
+            eat_doubles(&sums->sum, 4 * ROWS);
+            eat_doubles(dgamma, 4 * WIDTH);
             eat_storage(d, d->y);
         }
         report(level, dtype, centred ? "layer norm" : "RMS norm");

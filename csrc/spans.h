@@ -92,6 +92,11 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
     ptrdiff_t piece = ((s.len + pieces - 1) / pieces + 8 * LANES - 1) / (8 * LANES) * (8 * LANES);
     ptrdiff_t group = pieces > 1 || s.len == 0 ? 1 : FN_BLOCK / s.len;
     if (pieces == 1) piece = s.len;
+    if (pieces == 1 && s.count <= group && s.len > 0) {
+        fn_dd sum;
+        BLOCK_CHECKED(x, s.len, s.count, s.stride, 0, &sum, out);
+        return;
+    }
     fn_dd sum = {0, 0}, q = {0, 0};
     double centre = 0, centre_lo = 0, n = 0;
     for (ptrdiff_t k = 0; k < s.count; k += group) {

@@ -14,7 +14,7 @@ from fastnorm._kernels.job cimport element_count, statistic_count
 from fastnorm._kernels.norm cimport norm_backward, norm_forward
 from fastnorm.functional._check cimport (
     Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fraction_of, layout_of, like, output,
-    parameter, vector,
+    overlap, parameter, vector,
 )
 from fastnorm._types import NormGrads, ResidualNormGrads
 
@@ -159,7 +159,7 @@ cdef object give_back(ChannelContext ctx, object dy, object out):
     if ctx.residual is not None:
         # Without a ReLU in between the residual's gradient is dy itself.
         dresidual = fresh(ctx._x) if job.flags & FN_RELU else dy
-        if dresidual is dy and out is not None and np.may_share_memory(out, dy):
+        if dresidual is dy and out is not None and overlap(out, dy):
             raise ValueError("out: overlaps dy, which is also the gradient of residual; give an array of its own")
     cdef double *sums = <double *> malloc((2 * c + 1) * sizeof(double))
     if sums == NULL:
@@ -193,6 +193,13 @@ cdef object give_back(ChannelContext ctx, object dy, object out):
 
 # ---- running statistics ----
 
+cdef int check_statistic(object a, str name, ChannelContext ctx, bint updated) except -1:
+    parameter(a, name, ctx.job.c, ctx.dtype)
+    if updated and not cnp.PyArray_ISWRITEABLE(a):
+        raise ValueError(f"{name}: expected a writable array, because it is updated, got a read-only one")
+    return 0
+
+
 cdef double check_running(ChannelContext ctx, object running_mean, object running_var, object momentum,
                           bint updated) except? -1:
     """The momentum; updated: the statistics are about to be written, else they are about to be used."""
@@ -207,11 +214,9 @@ cdef double check_running(ChannelContext ctx, object running_mean, object runnin
         if not updated:
             raise ValueError("running_mean: expected an array, because the batch's own statistics are not used, got None")
         return step
-    for name, a in (("running_mean", running_mean), ("running_var", running_var)):
-        parameter(a, name, ctx.job.c, ctx.dtype)
-        if updated and not cnp.PyArray_ISWRITEABLE(a):
-            raise ValueError(f"{name}: expected a writable array, because it is updated, got a read-only one")
-    if updated and np.may_share_memory(running_mean, running_var):
+    check_statistic(running_mean, "running_mean", ctx, updated)
+    check_statistic(running_var, "running_var", ctx, updated)
+    if updated and overlap(running_mean, running_var):
         raise ValueError("running_var: expected an array of its own, got one that overlaps running_mean")
     return step
 
@@ -253,6 +258,8 @@ cdef int check_out(object out, object weight, object bias, object running_mean, 
     if out is None:
         return 0
     dtype_of(out, "out")
-    for name, a in (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var)):
-        apart(out, a, name, False)
+    apart(out, weight, "weight", False)
+    apart(out, bias, "bias", False)
+    apart(out, running_mean, "running_mean", False)
+    apart(out, running_var, "running_var", False)
     return 0

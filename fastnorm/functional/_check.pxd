@@ -16,6 +16,7 @@ cdef cnp.ndarray dense(cnp.ndarray a, int first_axis_leads)
 cdef Layout layout_of(cnp.ndarray a, int axis, int samples_apart) noexcept
 cdef cnp.ndarray like(object a, str name, cnp.ndarray x, int dtype)
 cdef cnp.ndarray output(object out, object x, cnp.ndarray work, int dtype)
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept
 cdef int apart(object out, object a, str name, int may_be_same) except -1
 cdef void fetch(object p, int dtype, double *dst) noexcept
 cdef object vector(const double *values, Py_ssize_t n, int dtype)

@@ -12,6 +12,7 @@ from fastnorm._kernels.core cimport fresh, ops_for
 
 cnp.import_array()
 
+cdef type _array = np.ndarray  # looked up once: a call has a dozen checks and a microsecond for them
 cdef type _masked = np.ma.MaskedArray
 cdef int _bfloat16 = -1  # NumPy's number for ml_dtypes.bfloat16, once an array of it was seen
 _ACCEPTED = "float32, float64, float16 or bfloat16 (ml_dtypes)"
@@ -39,8 +40,8 @@ cdef int _code(cnp.ndarray a) noexcept:
 cdef int dtype_of(object a, str name) except -1:
     """The storage type of array `a`."""
     cdef int code
-    if type(a) is not np.ndarray:
-        if not isinstance(a, np.ndarray):
+    if type(a) is not _array:
+        if not isinstance(a, _array):
             raise TypeError(f"{name}: expected a numpy.ndarray, got {type(a).__name__}; numpy.asarray converts")
         if isinstance(a, _masked):
             raise TypeError(f"{name}: masked arrays are not supported; fill or drop the masked elements first")
@@ -55,6 +56,9 @@ cdef int dtype_of(object a, str name) except -1:
 
 cdef int axis_of(object axis, int ndim, str name) except -1:
     cdef int i
+    if type(axis) is int and -ndim <= <object> axis < ndim:
+        i = axis
+        return i + ndim if i < 0 else i
     if isinstance(axis, bool) or not hasattr(axis, "__index__"):
         raise TypeError(f"{name}: expected an integer, got {type(axis).__name__}")
     try:
@@ -258,6 +262,17 @@ cdef void _bounds(cnp.ndarray a, char **low, char **high) noexcept:
         else:
             high[0] += reach
     high[0] += cnp.PyArray_ITEMSIZE(a)
+
+
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether the memory between the first and the last element of each has bytes in common."""
+    cdef char *low
+    cdef char *high
+    cdef char *b_low
+    cdef char *b_high
+    _bounds(a, &low, &high)
+    _bounds(b, &b_low, &b_high)
+    return low < b_high and b_low < high
 
 
 cdef int apart(object out, object a, str name, int may_be_same) except -1:

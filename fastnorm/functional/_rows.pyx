@@ -3,7 +3,7 @@ cimport numpy as cnp
 import numpy as np
 from libc.stdlib cimport calloc, free, malloc
 
-from fastnorm._kernels.c cimport FN_F64, FN_STREAM
+from fastnorm._kernels.c cimport FN_F32, FN_F64, FN_STREAM
 from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.rows cimport rows_backward, rows_forward
 from fastnorm.functional._check cimport apart, dtype_of, eps_of, like, output, parameter_dtype, vector
@@ -42,15 +42,19 @@ cdef class RowsContext:
 
 cdef cnp.ndarray row_parameter(object p, str name, tuple shape, int dtype):
     """A parameter as a contiguous vector of the arithmetic type: itself where it is one."""
-    parameter_dtype(p, name, dtype)
+    cdef int code = parameter_dtype(p, name, dtype)
     if p.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, as normalized_shape, got {p.shape}")
+    if code == (FN_F64 if dtype == FN_F64 else FN_F32) and cnp.PyArray_IS_C_CONTIGUOUS(p) and cnp.PyArray_ISALIGNED(p):
+        return p
     return np.require(p, np.float64 if dtype == FN_F64 else np.float32, ["C", "A"])
 
 
 cdef tuple shape_of(object normalized_shape, tuple shape):
     """normalized_shape as a tuple, which x's last axes must equal."""
     cdef tuple n
+    if type(normalized_shape) is int and len(shape) > 0 and <object> shape[len(shape) - 1] == normalized_shape:
+        return shape[len(shape) - 1:]
     if isinstance(normalized_shape, (str, bytes)) or isinstance(normalized_shape, bool):
         raise TypeError(f"normalized_shape: expected an integer or a sequence of them, got {normalized_shape!r}")
     if hasattr(normalized_shape, "__index__"):

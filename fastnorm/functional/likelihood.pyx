@@ -20,9 +20,14 @@ __all__ = [
 ]
 
 
+cdef inline cnp.ndarray last(cnp.ndarray a, int axis):
+    """A view with `axis` last."""
+    return a if axis == cnp.PyArray_NDIM(a) - 1 else np.moveaxis(a, axis, -1)
+
+
 cdef cnp.ndarray rows_last(cnp.ndarray a, int axis):
     """`a` in C order with `axis` last: a view of its memory where that is possible, else a copy."""
-    cdef object moved = a if axis == cnp.PyArray_NDIM(a) - 1 else np.moveaxis(a, axis, -1)
+    cdef cnp.ndarray moved = last(a, axis)
     if cnp.PyArray_IS_C_CONTIGUOUS(moved) and cnp.PyArray_ISALIGNED(moved):
         return moved
     return cnp.PyArray_NewCopy(moved, cnp.NPY_CORDER)
@@ -68,7 +73,7 @@ cdef tuple forward(str op, object x, object axis, object out):
         apart(out, x, "x", True)
     result = output(out, x, x if out is None or cnp.PyArray_IS_C_CONTIGUOUS(x) else laid_out(x), ctx.dtype)
     # The rows of the result lie in its own memory when the axis is last there, else they come back through a copy.
-    y = np.moveaxis(result, ctx.axis, -1)
+    y = last(result, ctx.axis)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(y) and cnp.PyArray_ISALIGNED(y)
     if not direct:
         y = np.empty_like(work) if np.may_share_memory(work, x) else work  # a row is read before it is written
@@ -79,7 +84,7 @@ cdef tuple forward(str op, object x, object axis, object out):
         with nogil:
             softmax_rows(ops_for(ctx.dtype), source, target, rows, len_, logarithm)
     if not direct:
-        np.copyto(np.moveaxis(result, ctx.axis, -1), y)
+        np.copyto(last(result, ctx.axis), y)
     if out is not None and result is not out:
         np.copyto(out, result)
         result = out
@@ -101,7 +106,7 @@ cdef object backward(SoftmaxContext ctx, object dy, object out):
         apart(out, ctx.y, "y", False)
         apart(out, dy, "dy", True)
     result = output(out, ctx.y, ctx.y, ctx.dtype)
-    dx = np.moveaxis(result, ctx.axis, -1)
+    dx = last(result, ctx.axis)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(dx)
     if not direct:
         dx = np.empty_like(g) if np.may_share_memory(g, dy) else g
@@ -112,7 +117,7 @@ cdef object backward(SoftmaxContext ctx, object dy, object out):
         with nogil:
             softmax_grad_rows(ops_for(ctx.dtype), gs, ys, target, rows, len_, logarithm)
     if not direct:
-        np.copyto(np.moveaxis(result, ctx.axis, -1), dx)
+        np.copyto(last(result, ctx.axis), dx)
     return InputGrad(result)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport FN_F64, FN_STREAM, fn_grad, fn_moments, fn_sums
-from fastnorm._kernels.core cimport streams
+from fastnorm._kernels.core cimport ops_for, streams
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.spans cimport spans_combine, spans_forward, spans_moments, spans_sums
 from fastnorm.functional._channels cimport ChannelContext, check_out, check_running, prepare, run, update_running
@@ -54,11 +54,12 @@ cdef class SwitchableContext:
 cdef object weights_of(object logits, str name, int dtype):
     """softmax of three logits, as doubles."""
     cdef double values[3]
+    cdef double weights[3]
     if logits is None:
         raise TypeError(f"{name}: expected an array of shape (3,), got None")
     fetch(logits, parameter(logits, name, 3, dtype), values)
-    e = np.exp(np.array([values[0], values[1], values[2]]) - max(values[0], values[1], values[2]))
-    return e / e.sum()
+    ops_for(FN_F64).softmax(values, weights, 1, 3, 0)  # NumPy's exp differs between processors
+    return np.array([weights[0], weights[1], weights[2]])
 
 
 cdef int copy_in(object a, double *dst) except -1:

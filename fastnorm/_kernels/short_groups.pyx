@@ -1,0 +1,147 @@
+"""Group and instance norm where a group is one short run of memory and a channel less than a vector: (N, C) arrays, 2×2 images.
+
+Design. A group of a sample is a row, and gamma and beta vary along it, as in layer norm: the same primitives do the work, with
+the parameters written out for every element; a ReLU is a step of its own. The backward takes one group through all samples, so that each parameter's sum
+runs over the samples in order.
+"""
+from cython.parallel cimport prange
+from libc.stdlib cimport calloc, free, malloc
+
+from fastnorm._kernels.c cimport FN_RELU, FN_STREAM, fn_grad, fn_moments, fn_needs_wide, fn_norm, fn_spans, fn_sums
+from fastnorm._kernels.core cimport threads_for
+from fastnorm._kernels.job cimport Job, element_count, finish
+
+
+# Every element's parameter in the arithmetic type, or NULL.
+cdef void *written_out(const Job *job, const double *values) noexcept nogil:
+    cdef Py_ssize_t c, k, size = 8 if job.ops.itemsize == 8 else 4
+    cdef void *all = malloc(job.c * job.post * size)
+    if all != NULL:
+        for c in range(job.c):
+            for k in range(c * job.post, (c + 1) * job.post):
+                if size == 8:
+                    (<double *> all)[k] = values[c]
+                else:
+                    (<float *> all)[k] = <float> values[c]
+    return all
+
+
+cdef inline fn_norm row_norm(const Job *job, Py_ssize_t i) noexcept nogil:
+    cdef fn_norm p
+    p.mean, p.mean_lo, p.scale, p.shift = job.mean[i], job.mean_lo[i], job.rstd[i], 0
+    p.wide = fn_needs_wide(p.mean, 0, p.scale)  # rstd bounds the variance
+    return p
+
+
+cdef inline const char *at(const void *p, Py_ssize_t bytes) noexcept nogil:
+    return <const char *> p + bytes if p != NULL else NULL
+
+
+# y = max(y, 0), as the ReLU of the spans' affine with nothing else to do.
+cdef inline void rectify(const Job *job, char *y, fn_spans all) noexcept nogil:
+    cdef fn_norm identity
+    identity.mean = identity.mean_lo = identity.shift = 0
+    identity.scale, identity.wide = 1, 0
+    job.ops.affine(y, NULL, y, all, &identity, FN_RELU, 0)
+
+
+# to = dy where y > 0, else 0.
+cdef inline void gate(const Job *job, const char *dy, const char *y, char *to, fn_spans all) noexcept nogil:
+    cdef fn_norm identity
+    cdef fn_grad same
+    identity.mean = identity.mean_lo = identity.shift = 0
+    identity.scale, identity.wide = 1, 0
+    same.a, same.b, same.c = 1, 0, 0
+    job.ops.grad_apply(dy, y, NULL, to, NULL, all, &identity, &same, FN_RELU, 0)
+
+
+cdef void forward_sample(const Job *job, Py_ssize_t n, const void *gamma, const void *beta) noexcept nogil:
+    cdef Py_ssize_t size = job.ops.itemsize, parameter = 8 if size == 8 else 4, g, i, o
+    cdef fn_spans all
+    cdef fn_moments m
+    cdef fn_norm p
+    all.len, all.count, all.stride = job.c // job.groups * job.post, 1, 0
+    for g in range(job.groups):
+        i = n * job.groups + g
+        o = i * all.len * size
+        job.ops.moments(job.x + o, all, &m)
+        finish(job, i, &m)
+        p = row_norm(job, i)
+        job.ops.row_apply(job.x + o, job.y + o, all.len, at(gamma, g * all.len * parameter), at(beta, g * all.len * parameter), &p,
+                          1, job.flags & FN_STREAM, 0)
+        if job.flags & FN_RELU:
+            rectify(job, job.y + o, all)
+    job.ops.fence()
+
+
+cdef int short_forward(const Job *job) noexcept nogil:
+    cdef int threads = threads_for(element_count(job))
+    cdef Py_ssize_t n
+    cdef void *gamma = written_out(job, job.gamma) if job.gamma != NULL else NULL
+    cdef void *beta = written_out(job, job.beta) if job.beta != NULL else NULL
+    cdef bint ok = (gamma != NULL or job.gamma == NULL) and (beta != NULL or job.beta == NULL)
+    if ok:
+        for n in prange(job.n, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            forward_sample(job, n, gamma, beta)
+    free(gamma)
+    free(beta)
+    return 0 if ok else -1
+
+
+# sums: for each element of a sample Σdy·xhat, then Σdy, then what both lost.
+cdef int backward_group(const Job *job, Py_ssize_t g, const void *gamma, const void *beta, double *sums) noexcept nogil:
+    cdef Py_ssize_t size = job.ops.itemsize, len_ = job.c // job.groups * job.post, width = job.c * job.post, n, o
+    cdef fn_norm *stat = <fn_norm *> malloc(job.n * sizeof(fn_norm))
+    cdef fn_sums *row_sums = <fn_sums *> malloc(job.n * sizeof(fn_sums))
+    cdef Py_ssize_t parameter = 8 if size == 8 else 4
+    cdef const char *mine = at(gamma, g * len_ * parameter)
+    cdef const char *dy = job.dy
+    cdef char *y = <char *> malloc(len_ * size)
+    cdef bint ok = stat != NULL and row_sums != NULL and y != NULL
+    cdef fn_spans all
+    all.len, all.count, all.stride = len_, 1, 0
+    if job.flags & FN_RELU:
+        dy = job.y  # dx holds dy behind the ReLU until it is done
+    if ok:
+        for n in range(job.n):
+            o = (n * width + g * len_) * size
+            stat[n] = row_norm(job, n * job.groups + g)
+            if job.flags & FN_RELU:
+                job.ops.row_apply(job.x + o, y, len_, mine, at(beta, g * len_ * parameter), stat + n, 1, 0, 0)
+                gate(job, job.dy + o, y, job.y + o, all)
+            job.ops.row_grad_sums(dy + o, job.x + o, mine, len_, stat + n, row_sums + n)
+        o = g * len_ * size
+        sums += g * len_
+        job.ops.rows_grad(dy + o, job.x + o, mine, job.y + o, job.n, len_, width, <double> len_, stat, row_sums, 1,
+                          job.flags & FN_STREAM, sums, sums + width, sums + 2 * width, sums + 3 * width)
+    free(stat)
+    free(row_sums)
+    free(y)
+    return 0 if ok else -1
+
+
+cdef int short_backward(const Job *job) noexcept nogil:
+    cdef int threads = threads_for(element_count(job)), failed = 0
+    cdef Py_ssize_t g, c, k, width = job.c * job.post
+    cdef void *gamma = written_out(job, job.gamma) if job.gamma != NULL else NULL
+    cdef void *beta = written_out(job, job.beta) if job.beta != NULL else NULL
+    cdef double *sums = <double *> calloc(4 * width, sizeof(double))
+    if sums == NULL or (gamma == NULL and job.gamma != NULL) or (beta == NULL and job.beta != NULL):
+        failed = -1
+    else:
+        for g in prange(job.groups, schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            failed += backward_group(job, g, gamma, beta, sums)
+        for c in range(job.c):
+            job.dgamma[c] = job.dbeta[c] = 0
+            for k in range(c * job.post, (c + 1) * job.post):
+                job.dgamma[c] += sums[k] + sums[2 * width + k]
+                job.dbeta[c] += sums[width + k] + sums[3 * width + k]
+    free(gamma)
+    free(beta)
+    free(sums)
+    return -1 if failed else 0
+
+
+cdef bint fits_short(const Job *job) noexcept nogil:
+    """Whether these loops can do the job: whole groups side by side, with statistics of their own."""
+    return job.pre == 1 and not job.given and job.residual == NULL

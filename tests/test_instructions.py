@@ -1,0 +1,90 @@
+"""Speed without a clock: instructions per element that the kernels execute, counted by valgrind's callgrind.
+
+Method: one run of a few functions at AVX2 (valgrind knows no AVX-512); counts repeat exactly for a build, and a bound leaves a
+quarter for another compiler. What a bound guards is the plan: vectors that fill, loops without a branch or a division per
+element, work per channel that stays small beside the work on its elements.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastnorm._kernels import core
+
+SCRIPT = """
+import numpy as np, fastnorm as fn
+rng = np.random.default_rng(0)
+def both(name, shape, *arguments, **keywords):
+    x, dy = (rng.standard_normal(shape, np.float32) for _ in range(2))
+    y, ctx = getattr(fn, name + "_forward")(x, *arguments, **keywords)
+    getattr(fn, name + "_backward")(dy, ctx)
+one, many = np.ones(16, np.float32), np.ones(1024, np.float32)
+both("batch_norm", (8, 16, 32, 32), None, None, one, one, True)
+both("batch_norm", (128, 1024), None, None, many, many, True)
+both("layer_norm", (128, 1024), 1024, many, many)
+both("softmax", (128, 1024))
+both("dropout", (128, 1024), 0.5, True, seed=1)
+"""
+ELEMENTS, CHANNELS = 128 * 1024, 1024
+
+# Instructions per element, by the kernels that share the work; behind each bound what gcc 12 gives.
+BOUNDS = {
+    ("moments",): 2.2,  # 1.7
+    ("affine",): 1.6,  # 1.3
+    ("grad_sums",): 2.3,  # 1.9
+    ("grad_apply",): 2.4,  # 1.9
+    ("col_sums", "col_sums_add", "col_squares", "col_squares_add", "col_affine"): 4.0,  # 3.2
+    ("col_grad_sums", "col_grad_apply"): 7.0,  # 5.6
+    ("rows_forward", "row_apply"): 3.9,  # 3.1
+    ("row_grad_sums", "rows_grad"): 6.7,  # 5.4
+    ("softmax",): 9.2,  # 7.3
+    ("softmax_grad",): 4.2,  # 3.4
+    ("dropout",): 17.7,  # 14.2
+    ("dropout_grad",): 2.0,  # 1.6
+}
+PER_CHANNEL = 1250  # 960, forward and backward of the columns' loops, for 128 rows
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, str]]:
+    """(instructions, function, object file) of one run."""
+    if shutil.which("valgrind") is None or shutil.which("callgrind_annotate") is None:
+        pytest.skip("needs valgrind")
+    if "avx2" not in core.available_isas():
+        pytest.skip("the bounds are for AVX2")
+    out = tmp_path_factory.mktemp("callgrind") / "out"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "FASTNORM_ISA": "avx2",
+        "FASTNORM_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = subprocess.run(
+        ["callgrind_annotate", "--threshold=100", str(out)], capture_output=True, text=True, check=True
+    ).stdout
+    line = re.compile(r"^ *([\d,]+) \([^)]*\) +\S*?:(\S+) \[(\S+)\]$")
+    found = [line.match(text) for text in table.splitlines()]
+    return [(int(m[1].replace(",", "")), m[2], Path(m[3]).name) for m in found if m]
+
+
+@pytest.mark.parametrize("kernels", BOUNDS, ids=" ".join)
+def test_instructions_per_element(kernels: tuple[str, ...], counts: list[tuple[int, str, str]]) -> None:
+    own = {f"{kernel}_f32" for kernel in kernels}
+    total = sum(n for n, function, _ in counts if function.split(".")[0] in own)
+    assert 0 < total <= BOUNDS[kernels] * ELEMENTS, f"{total / ELEMENTS:.2f} instructions per element"
+
+
+def test_instructions_per_channel(counts: list[tuple[int, str, str]]) -> None:
+    total = sum(n for n, _, file in counts if file.startswith("columns."))
+    assert 0 < total <= PER_CHANNEL * CHANNELS, f"{total / CHANNELS:.0f} instructions per channel"
