@@ -60,6 +60,7 @@
 #undef SUMS_EACH_AT
 #undef WEIGHTED_AT
 #undef FETCH8
+#undef LINE
 #undef GATED
 #undef ROW_OUT
 #undef STORE_T

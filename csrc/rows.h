@@ -120,7 +120,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
         }
         if (centred && len <= FN_BLOCK) {
             fn_dd sum[FN_ROWS];
-            for (ptrdiff_t k = 0; k < some; k++) sum[k] = ACC_SUM(NAME(sum_span)(ACC_ZERO(), in + k * len, len));
+            for (ptrdiff_t k = 0; k < some; k++) sum[k] = ACC_SUM(NAME(sum_span)(ACC_ZERO(), in + k * len, len, 0));
             for (ptrdiff_t k = 0; k < some; k++) {
                 fn_dd mean = fn_dd_div(sum[k], (double)len);
                 m[k].n = (double)len;

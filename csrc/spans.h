@@ -23,18 +23,23 @@
 #define WEIGHTED_AT(sum, dot, dy, gamma, x, mean) ACC_WEIGHTED(sum, dot, LOAD(dy), LOAD_P(gamma), LOAD(x), mean)
 #endif
 
-/* Σx of one contiguous span. */
-FN_INLINE ACC NAME(sum_span)(ACC acc, const S *x, ptrdiff_t len) {
+/* Of four lines the sum fetches the first two, the squares the others: memory is busy during both. */
+#define LINE (64 / (ptrdiff_t)sizeof(S))
+#define FETCH8(p) for (ptrdiff_t k = 0; k < 8 * LANES; k += LINE) if (k / LINE % 4 > 1) fn_prefetch((p) + k)
+
+/* Σx of one contiguous span; meanwhile what lies `ahead` of it is fetched. */
+FN_INLINE ACC NAME(sum_span)(ACC acc, const S *x, ptrdiff_t len, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
-    for (; i + 4 * LANES <= len; i += 4 * LANES)
+    for (; i + 4 * LANES <= len; i += 4 * LANES) {
+        if (ahead) { fn_prefetch(x + i + ahead); fn_prefetch(x + i + ahead + LINE); }
         acc = ADD4_AT(acc, x + i, LANES);
+    }
     for (; i + LANES <= len; i += LANES) acc = ACC_ADD(acc, LOAD(x + i));
     if (i < len) acc = ACC_ADD(acc, LOAD_N(x + i, len - i));
     return acc;
 }
 
 /* Σ(x - c)² of one contiguous span; meanwhile what lies `ahead` of it is fetched. */
-#define FETCH8(p) for (ptrdiff_t k = 0; k < 8 * LANES; k += 64 / (ptrdiff_t)sizeof(S)) fn_prefetch((p) + k)
 #define SQUARE(k) NAME(square)(x + i + (k) * LANES, c)
 FN_INLINE V NAME(square)(const S *x, V c) { V d = SUB(LOAD(x), c); return MUL(d, d); }
 FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c, ptrdiff_t ahead) {
@@ -55,7 +60,7 @@ FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c, ptrdif
 /* One block: sum (hi, lo), mean and m2 of `count` spans of `len`. The next one lies `ahead`. */
 FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t stride, ptrdiff_t ahead, fn_dd *sum, fn_moments *b) {
     ACC acc = ACC_ZERO();
-    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(sum_span)(acc, x + k * stride, len);
+    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(sum_span)(acc, x + k * stride, len, ahead);
     double n = (double)(len * count);
     *sum = ACC_SUM(acc);
     fn_dd mean = fn_dd_div(*sum, n);

@@ -5,8 +5,8 @@ worth a horizontal sum is one whose columns are pixels, `post` to a channel. A s
 
 The matrix is cut into tiles of whole statistics and bands of rows, by shape alone. A band of a tile stays in L2: its column
 sums give each statistic's centre, a second look gives the squares about it, and bands are merged in order. A tile is
-normalized right after its reduction, the last band, still in cache, first; when there are too few tiles for the threads, all threads first reduce bands, then
-normalize them.
+normalized right after its reduction, the last band, still in cache, first; when there are too few tiles for the threads, all
+threads first reduce bands, then normalize them.
 """
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc

@@ -1,8 +1,8 @@
 """Group and instance norm where a group is one short run of memory and a channel less than a vector: (N, C) arrays, 2×2 images.
 
 Design. A group of a sample is a row, and gamma and beta vary along it, as in layer norm: the same primitives do the work, with
-the parameters written out for every element; a ReLU is a step of its own. The backward takes one group through all samples, so that each parameter's sum
-runs over the samples in order.
+the parameters written out for every element; a ReLU is a step of its own. The backward takes one group through all samples, so
+that each parameter's sum runs over the samples in order.
 """
 from cython.parallel cimport prange
 from libc.stdlib cimport calloc, free, malloc
