@@ -468,10 +468,6 @@ def switchable(
     y = xhat if weight is None else xhat * fit(weight.reshape(1, c, 1), rows)
     scale = _size(y)
     summed = isinstance(rows, Wide)
-    if summed:  # float64 mixes its means in its own type: what is mixed, the instances' means, are the terms
-        spread = np.ptp(mu_in.hi) if mu_in.hi.size else 0.0
-        scale = (_size(d) + spread) * lower(rstd)
-        scale = scale if weight is None else scale * _size(weight.reshape(1, c, 1))
     if bias is not None:
         y, scale = y + fit(bias.reshape(1, c, 1), rows), scale + _size(bias.reshape(1, c, 1))
 

@@ -1,14 +1,16 @@
 """Switchable normalization (Luo et al. 2018, arXiv:1806.10779): instance, layer and batch moments, mixed.
 
-Design. One reduction gives the instance moments; everything after it is arithmetic on (N, C) arrays of doubles, here in NumPy.
-The mixed statistics then go through the instance norm's loops as given ones. Means are handled as offsets δ from one of
-them, so that nothing cancels when the mean is large: mean = base + δ.
+Design. One reduction gives the instance moments; everything after it is arithmetic on (N, C) arrays, here in NumPy. The mixed
+statistics then go through the instance norm's loops as given ones. Means are handled as offsets δ from one of them, so that
+nothing cancels when the mean is large: mean = base + δ; and in pairs of doubles, because x - μ may be far smaller than the
+offsets that μ is mixed from.
 
     μ_ln = mean_c(μ_in),  var_ln = mean_c(var_in) + var_c(μ_in), and likewise BN over the samples
     μ = Σ_k w_k·μ_k,  var = Σ_k u_k·var_k,  w = softmax(mean_logits), u = softmax(var_logits), k = IN, LN, BN
 """
 cimport numpy as cnp
 import numpy as np
+from libc.math cimport isfinite
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport FN_F64, FN_STREAM, fn_grad, fn_moments, fn_sums
@@ -17,6 +19,7 @@ from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.spans cimport spans_combine, spans_forward, spans_moments, spans_sums
 from fastnorm.functional._channels cimport ChannelContext, check_out, check_running, prepare, run, update_running
 from fastnorm.functional._check cimport apart, dtype_of, fetch, like, output, parameter
+from fastnorm.functional._pairs import Pair, softmax
 from fastnorm._types import SwitchableNormGrads
 
 cnp.import_array()
@@ -52,14 +55,16 @@ cdef class SwitchableContext:
 
 
 cdef object weights_of(object logits, str name, int dtype):
-    """softmax of three logits, as doubles."""
+    """softmax of three logits, as Pairs; to a pair's digits for float64."""
     cdef double values[3]
     cdef double weights[3]
     if logits is None:
         raise TypeError(f"{name}: expected an array of shape (3,), got None")
     fetch(logits, parameter(logits, name, 3, dtype), values)
     ops_for(FN_F64).softmax(values, weights, 1, 3, 0)  # NumPy's exp differs between processors
-    return np.array([weights[0], weights[1], weights[2]])
+    if dtype == FN_F64 and isfinite(values[0]) and isfinite(values[1]) and isfinite(values[2]):
+        return softmax([values[0], values[1], values[2]])
+    return [Pair(weights[0]), Pair(weights[1]), Pair(weights[2])]
 
 
 cdef int copy_in(object a, double *dst) except -1:
@@ -93,7 +98,8 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
     n, c = ctx.job.n, ctx.job.c
     size = <double> (n * ctx.job.post)
     s.base, s.training = ctx, training
-    s.mean_weights, s.var_weights = weights_of(mean_logits, "mean_logits", code), weights_of(var_logits, "var_logits", code)
+    mean_weights, var_weights = weights_of(mean_logits, "mean_logits", code), weights_of(var_logits, "var_logits", code)
+    s.mean_weights, s.var_weights = (np.array([float(w.hi) for w in weights]) for weights in (mean_weights, var_weights))
     step = check_running(ctx, running_mean, running_var, momentum, training)
     if training and size == 1 and c > 0:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {x.shape}")
@@ -119,30 +125,28 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
     s.in_mean, s.in_mean_lo, var_in = values.reshape(3, n, c)
 
     with np.errstate(all="ignore"):  # NaN and Inf of the data spread to what shares their statistics, without a word
-        base = s.in_mean[0, 0]
-        delta = (s.in_mean - base) + s.in_mean_lo
+        instance, base = Pair(s.in_mean, s.in_mean_lo), Pair(s.in_mean[0, 0])
+        delta = instance - base
         delta_ln, var_ln = merged(delta, var_in, 1)
         if training:
             delta_bn, var_bn = merged(delta, var_in, 0)
         else:
-            delta_bn, var_bn = np.empty((1, c)), np.empty((1, c))
-            read_running(running_mean, delta_bn)
+            bn, var_bn = np.empty((1, c)), np.empty((1, c))
+            read_running(running_mean, bn)
             read_running(running_var, var_bn)
-            delta_bn -= base
-        zero = np.zeros((1, 1))
-        s.offsets = (zero, delta_ln - delta, delta_bn - delta)
+            delta_bn = Pair(bn) - base
+        offset_ln, offset_bn = delta_ln - delta, delta_bn - delta
+        s.offsets = (np.zeros((1, 1)), offset_ln.hi, offset_bn.hi)
         s.variances = (var_in, var_ln, var_bn)
-        low = s.in_mean_lo + mix(s.mean_weights, s.offsets)
-        mean = s.in_mean + low
-        low = np.where(np.isfinite(mean), low - (mean - s.in_mean), 0)
+        mean = instance + mean_weights[1] * offset_ln + mean_weights[2] * offset_bn
         var = mix(s.var_weights, s.variances)
         ctx.job.given = 1
-        copy_in(np.broadcast_to(mean, (n, c)), ctx.job.mean)
-        copy_in(np.broadcast_to(low, (n, c)), ctx.job.mean_lo)
+        copy_in(np.broadcast_to(mean.hi, (n, c)), ctx.job.mean)
+        copy_in(np.broadcast_to(mean.lo, (n, c)), ctx.job.mean_lo)
         copy_in(np.broadcast_to(var, (n, c)), ctx.job.var)
         copy_in(np.broadcast_to(1 / np.sqrt(var + ctx.job.eps), (n, c)), ctx.job.rstd)
         if training and running_mean is not None:
-            batch = np.stack([(base + delta_bn)[0], np.broadcast_to(var_bn, (1, c))[0]])
+            batch = np.stack([(base + delta_bn).hi[0], np.broadcast_to(var_bn, (1, c))[0]])
     y = run_spans(ctx, out, keep)
     if s.copied_axis >= 0:
         ctx._x = None
@@ -160,8 +164,8 @@ cdef object average(object a, int axis):
 
 cdef tuple merged(object delta, object var, int axis):
     """Mean and variance of the union along an axis: μ = mean(δ), mean(var) + mean((δ - μ)²)."""
-    mean = average(delta, axis)
-    return mean, average(var + (delta - mean) ** 2, axis)
+    mean = delta.mean(axis)
+    return mean, average(var + (delta - mean).hi ** 2, axis)
 
 
 cdef object mix(object weights, tuple parts):
