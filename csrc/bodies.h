@@ -20,6 +20,7 @@
 #undef EACH_COLUMN
 #undef EACH_ABREAST
 #undef EACH_IN_ROW
+#undef ROOM
 #undef TO_DOUBLE
 #undef FROM_DOUBLE
 #undef LOAD

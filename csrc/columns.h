@@ -126,8 +126,16 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
 
 /* ---- normalization and gradients: per-column numbers as vectors of T ---- */
 
-/* Column j's number is at [j]; there is room for a whole vector after the last. */
-typedef struct { T hi[FN_TILE + LANES], lo[FN_TILE + LANES], scale[FN_TILE + LANES], shift[FN_TILE + LANES]; } NAME(col_norms);
+/* Column j's number is at [pad + j], so that the columns where y's vectors are aligned have theirs aligned; there is room for
+   a whole vector after the last. */
+#define ROOM (FN_TILE + 2 * LANES)
+typedef struct { T hi[ROOM], lo[ROOM], scale[ROOM], shift[ROOM]; ptrdiff_t pad; } __attribute__((aligned(64))) NAME(col_norms);
+
+/* Columns before y's first aligned vector. */
+FN_INLINE ptrdiff_t NAME(col_head)(const S *y, ptrdiff_t w) {
+    ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)y & (LANES * sizeof(S) - 1)) / sizeof(S));
+    return w >= 4 * LANES ? head : 0;
+}
 
 /* The end of channel k, or of the w columns after `from`. */
 FN_INLINE ptrdiff_t NAME(channel_end)(ptrdiff_t k, ptrdiff_t post, ptrdiff_t from, ptrdiff_t w) {
@@ -142,20 +150,24 @@ FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
 }
 
 /* The numbers of columns from .. from + w, m times; a channel has `post` columns. */
-FN_INLINE void NAME(col_split)(const fn_norm *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, NAME(col_norms) *v) {
+FN_INLINE void NAME(col_split)(const fn_norm *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, ptrdiff_t head,
+                               NAME(col_norms) *v) {
     ptrdiff_t j = 0;
+    v->pad = head ? LANES - head : 0;
+    T *his = v->hi + v->pad, *los = v->lo + v->pad, *scales = v->scale + v->pad, *shifts = v->shift + v->pad;
     for (ptrdiff_t k = from / post; j < w; k++) {
         ptrdiff_t end = NAME(channel_end)(k, post, from, w);
         T hi = (T)p[k].mean, lo = (T)((p[k].mean - (double)hi) + p[k].mean_lo), scale = (T)p[k].scale, shift = (T)p[k].shift;
-        for (; j < end; j++) { v->hi[j] = hi; v->lo[j] = lo; v->scale[j] = scale; v->shift[j] = shift; }
+        for (; j < end; j++) { his[j] = hi; los[j] = lo; scales[j] = scale; shifts[j] = shift; }
     }
-    NAME(repeat)(v->hi, w, m);
-    NAME(repeat)(v->lo, w, m);
-    NAME(repeat)(v->scale, w, m);
-    NAME(repeat)(v->shift, w, m);
+    NAME(repeat)(his, w, m);
+    NAME(repeat)(los, w, m);
+    NAME(repeat)(scales, w, m);
+    NAME(repeat)(shifts, w, m);
 }
 
 FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
+    j += p->pad;
     NAME(affine_v) v = {LOAD_T(p->hi + j), LOAD_T(p->lo + j), LOAD_T(p->scale + j), LOAD_T(p->shift + j)};
     return v;
 }
@@ -182,9 +194,10 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
                                  has_res ? NAME(col_load)(res + (o), n) : SET1(0), has_res, relu)
 #define FULL(n) do { fn_prefetch(x + j + stride); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
-    ptrdiff_t r = 0, whole = w / LANES * LANES;
+    ptrdiff_t r = 0, head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
     for (; !GENERIC && !stream && r + 4 <= rows; r += 4, x += 4 * stride, y += 4 * stride, res += has_res ? 4 * stride : 0) {
-        for (ptrdiff_t j = 0; j < whole; j += LANES) {
+        for (ptrdiff_t k = 0, j = 0; k < 4 && head; k++) STORE_N(y + k * stride, OUT(k * stride, head), head);
+        for (ptrdiff_t j = head; j < whole; j += LANES) {
             V z0 = OUT(j, LANES), z1 = OUT(j + stride, LANES), z2 = OUT(j + 2 * stride, LANES), z3 = OUT(j + 3 * stride, LANES);
             STORE(y + j, z0);
             STORE(y + j + stride, z1);
@@ -220,7 +233,7 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
         }
 #endif
         if (w < width) m = 1;
-        NAME(col_split)(p, t, w, post, m, &v);
+        NAME(col_split)(p, t, w, post, m, stream ? 0 : NAME(col_head)(y, w), &v);
 #define BODY(r, has_res, relu, stream) \
     EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, &v, has_res, relu, stream))
         if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)
@@ -279,7 +292,7 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece;
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
-        NAME(col_split)(p, t, w, post, m, &v);
+        NAME(col_split)(p, t, w, post, m, 0, &v);
         for (ptrdiff_t j = 0; j < m * w; j++) to.sum[j] = to.sum_lo[j] = to.dot[j] = to.dot_lo[j] = 0;
 #define BODY(r, has_res, relu) \
     EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v, has_res, relu, &to))
@@ -293,7 +306,7 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
         ptrdiff_t j = 0;
         for (ptrdiff_t k = t / post; j < w; k++) {
             ptrdiff_t end = NAME(channel_end)(k, post, t, w);
-            double lo = (p[k].mean - (double)v.hi[j]) + p[k].mean_lo;
+            double lo = (p[k].mean - (double)v.hi[j]) + p[k].mean_lo; /* pad is 0 */
 #ifdef WIDER
             /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
             if (FN_UNLIKELY(p[k].wide)) {
@@ -308,7 +321,7 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
     }
 }
 
-typedef struct { T a[FN_TILE + LANES], b[FN_TILE + LANES], c[FN_TILE + LANES]; } NAME(col_grads);
+typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAME(col_grads);
 
 FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
                                          ptrdiff_t stride, const NAME(col_norms) *p, const NAME(col_grads) *q, int has_res,
@@ -316,7 +329,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
 #define GRAD(g, z, o, n)                                                                                                 \
     V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
     V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
-    V z = NAME(combine)(g, xi_##z, v, LOAD_T(q->a + j), LOAD_T(q->b + j), LOAD_T(q->c + j));
+    V z = NAME(combine)(g, xi_##z, v, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
         fn_prefetch(x + j + stride);                                                                                     \
@@ -333,9 +346,14 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
         if (dres) STORE_N(dres + j, g, n);                                                                               \
         STORE_N(dx + j, z, n);                                                                                           \
     } while (0)
-    ptrdiff_t r = 0, whole = w / LANES * LANES;
+    ptrdiff_t r = 0, head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
     for (; !GENERIC && !stream && !has_res && r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, dx += 4 * stride) {
-        for (ptrdiff_t j = 0; j < whole; j += LANES) {
+        for (ptrdiff_t k = 0, j = 0; k < 4 && head; k++) {
+            NAME(affine_v) v = NAME(col_norm)(p, j);
+            GRAD(g, z, k * stride, head)
+            STORE_N(dx + k * stride, z, head);
+        }
+        for (ptrdiff_t j = head; j < whole; j += LANES) {
             NAME(affine_v) v = NAME(col_norm)(p, j);
             GRAD(g0, z0, j, LANES)
             GRAD(g1, z1, j + stride, LANES)
@@ -383,13 +401,14 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
         }
 #endif
         if (w < width) m = 1;
-        NAME(col_split)(p, t, w, post, m, &v);
+        NAME(col_split)(p, t, w, post, m, stream ? 0 : NAME(col_head)(dx, w), &v);
+        T *as = q.a + v.pad, *bs = q.b + v.pad, *cs = q.c + v.pad;
         ptrdiff_t j = 0;
         for (ptrdiff_t k = t / post; j < w; k++)
-            for (ptrdiff_t end = NAME(channel_end)(k, post, t, w); j < end; j++) { q.a[j] = (T)g[k].a; q.b[j] = (T)g[k].b; q.c[j] = (T)g[k].c; }
-        NAME(repeat)(q.a, w, m);
-        NAME(repeat)(q.b, w, m);
-        NAME(repeat)(q.c, w, m);
+            for (ptrdiff_t end = NAME(channel_end)(k, post, t, w); j < end; j++) { as[j] = (T)g[k].a; bs[j] = (T)g[k].b; cs[j] = (T)g[k].c; }
+        NAME(repeat)(as, w, m);
+        NAME(repeat)(bs, w, m);
+        NAME(repeat)(cs, w, m);
 #define BODY(r, dr, has_res, relu, stream)                                                                               \
     EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
                                                     a * w, a * stride, &v, &q, has_res, relu, stream))

@@ -225,10 +225,9 @@ cdef int columns_forward(const Job *job) noexcept nogil:
 # ---- backward ----
 # sums[k] = Σdy, Σdy·(x - mean) of channel k of each sample; a cell's own lie in parts, in the same order.
 
-cdef void sum_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, fn_sums *parts) noexcept nogil:
+# s.norms holds the numbers of the cell's tile.
+cdef void sum_cell(const Job *job, const Matrix *a, Py_ssize_t u, Scratch s, fn_sums *parts) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
-    cdef Scratch s = scratch_of(a, memory)
-    norms_of_cell(job, a, &z, s.norms)
     job.ops.col_grad_sums(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), z.rows, z.width, a.width, s.norms,
                           job.post, job.flags, s.sum, s.sum_lo, s.mean, s.mean_lo)
     fn_column_grads(s.sum, s.sum_lo, s.mean, s.mean_lo, z.width // job.post, job.post, parts)
@@ -247,15 +246,17 @@ cdef void merge_sums(const Job *job, const Matrix *a, Py_ssize_t v, const fn_sum
         totals[z.statistic + i] = weigh(job, first + i * channels, channels, sums + i * channels)
 
 
-cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, const fn_sums *totals) noexcept nogil:
-    cdef Cell z = cell_of(job, a, u)
-    cdef Scratch s = scratch_of(a, memory)
+# dx's numbers of each channel in a cell's tile.
+cdef void grads_of_cell(const Job *job, const Matrix *a, const Cell *z, const fn_sums *totals, fn_grad *g) noexcept nogil:
     cdef Py_ssize_t i, k, per_statistic = a.segment // job.post, first = z.first // job.post
     cdef double m = statistic_size(job)
-    norms_of_cell(job, a, &z, s.norms)
     for i in range(z.statistics):
         for k in range(i * per_statistic, (i + 1) * per_statistic):
-            s.grads[k] = grad_of(job, z.statistic + i, first + k, m, totals + z.statistic + i)
+            g[k] = grad_of(job, z.statistic + i, first + k, m, totals + z.statistic + i)
+
+
+cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, Scratch s) noexcept nogil:
+    cdef Cell z = cell_of(job, a, u)
     job.ops.col_grad_apply(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), job.y + z.offset,
                            <char *> at(job.dresidual, z.offset), z.rows, z.width, a.width, s.norms, s.grads, job.post, job.flags)
 
@@ -263,11 +264,30 @@ cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, char
 cdef void backward_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memory, fn_sums *parts, fn_sums *sums,
                         fn_sums *totals) noexcept nogil:
     cdef Py_ssize_t u
+    cdef Cell z = cell_of(job, a, v * a.bands)
+    cdef Scratch s = scratch_of(a, memory)
+    norms_of_cell(job, a, &z, s.norms)
     for u in range(v * a.bands, (v + 1) * a.bands):
-        sum_cell(job, a, u, memory, parts + u * a.channels)
+        sum_cell(job, a, u, s, parts + u * a.channels)
     merge_sums(job, a, v, parts, sums, totals)
+    grads_of_cell(job, a, &z, totals, s.grads)
     for u in range((v + 1) * a.bands - 1, v * a.bands - 1, -1):
-        differentiate_cell(job, a, u, memory, totals)
+        differentiate_cell(job, a, u, s)
+
+
+cdef void sum_cell_alone(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, fn_sums *parts) noexcept nogil:
+    cdef Cell z = cell_of(job, a, u)
+    cdef Scratch s = scratch_of(a, memory)
+    norms_of_cell(job, a, &z, s.norms)
+    sum_cell(job, a, u, s, parts)
+
+
+cdef void differentiate_cell_alone(const Job *job, const Matrix *a, Py_ssize_t u, char *memory, const fn_sums *totals) noexcept nogil:
+    cdef Cell z = cell_of(job, a, u)
+    cdef Scratch s = scratch_of(a, memory)
+    norms_of_cell(job, a, &z, s.norms)
+    grads_of_cell(job, a, &z, totals, s.grads)
+    differentiate_cell(job, a, u, s)
 
 
 cdef int columns_backward(const Job *job) noexcept nogil:
@@ -284,11 +304,11 @@ cdef int columns_backward(const Job *job) noexcept nogil:
             backward_tile(job, &a, v, memory, parts, sums, totals)
     elif ok:
         for u in prange(tiles * a.bands, schedule="static", num_threads=threads):
-            sum_cell(job, &a, u, memory, parts + u * a.channels)
+            sum_cell_alone(job, &a, u, memory, parts + u * a.channels)
         for v in range(tiles):
             merge_sums(job, &a, v, parts, sums, totals)
         for u in prange(tiles * a.bands, schedule="static", num_threads=threads):
-            differentiate_cell(job, &a, u, memory, totals)
+            differentiate_cell_alone(job, &a, u, memory, totals)
     if ok:
         add_parameter_gradients(job, sums, a.samples, a.segment // job.post)
     free(memory)
