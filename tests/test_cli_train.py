@@ -343,3 +343,52 @@ def test_norms_of_images_refuse_tables(tmp_path: Path, capsys: pytest.CaptureFix
     for norm in ("instance", "switchable"):
         assert main(["train", "--data", str(tmp_path / "t.npz"), "--norm", norm]) == 2
         assert "tables" in capsys.readouterr().err
+
+
+def test_own_data_far_from_zero_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds since 1970 that differ by less than float32 can see there: standardised before they are rounded."""
+    rng = np.random.default_rng(0)
+    seconds = rng.uniform(0, 60, 300)
+    np.savez(tmp_path / "t.npz", X=1.7e9 + seconds[:, None], y=(seconds > 30).astype(int))
+    command = [
+        "train",
+        "--data",
+        str(tmp_path / "t.npz"),
+        "--epochs",
+        "10",
+        "--no-timing",
+        "--predictions",
+        str(tmp_path / "p.npz"),
+    ]
+    assert main(command) == 0
+    with np.load(tmp_path / "p.npz") as found:
+        assert (found["label"] == found["prediction"]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "t.npz", "--predictions", "t.npz"], "different files"),
+        (["--checkpoint", "c.npz", "--predictions", "c.npz"], "different files"),
+        (["--data", "empty.npz"], "not a NumPy .npz file"),
+        (["--data", "inf.npz"], "y must hold whole numbers"),
+        (["--data", "t.npz", "--batch-size", "1", "--norm", "batch"], "--batch-size"),
+    ],
+)
+def test_what_would_go_wrong_later_is_refused(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).standard_normal((40, 3))
+    np.savez("t.npz", X=x, y=np.arange(40) % 2)
+    np.savez("inf.npz", X=x, y=np.where(np.arange(40) == 7, np.inf, np.arange(40) % 2))
+    Path("empty.npz").touch()
+    before = Path("t.npz").read_bytes()
+    assert main(["train", "--epochs", "1", "--samples", "20", "--no-timing", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert Path("t.npz").read_bytes() == before

@@ -85,3 +85,14 @@ def test_what_cannot_be_folded_stays() -> None:
         nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)),
     ):
         assert list(nn.fold_batch_norm(model).state_dict()) == list(model.state_dict())
+
+
+def test_a_weight_that_two_layers_share_is_folded_once() -> None:
+    rng = np.random.default_rng(0)
+    first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+    last.weight = first.weight
+    model = nn.Sequential(first, nn.BatchNorm1d(4), last)
+    randomise(model, rng)
+    model.eval()
+    x = rng.standard_normal((6, 4)).astype(np.float32)
+    np.testing.assert_allclose(nn.fold_batch_norm(model)(x), model(x), rtol=1e-4, atol=1e-5)

@@ -305,3 +305,40 @@ def test_training_lowers_the_loss() -> None:
             model.backward(loss.backward())
             rule.step()
         assert values[-1] < 0.3 * values[0], name
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, float("inf")])
+def test_clipping_sees_a_nan_in_any_gradient(norm_type: float, order: tuple[int, int]) -> None:
+    params = [nn.Parameter(np.zeros(2)), nn.Parameter(np.zeros(1))]
+    params[0].grad, params[1].grad = np.array([3.0, 4.0]), np.array([np.nan])
+    assert np.isnan(optim.clip_grad_norm([params[i] for i in order], 1.0, norm_type))
+
+
+@pytest.mark.parametrize(("saved", "loading"), [("SGD", "Adam"), ("Adam", "SGD"), ("RMSprop", "Adam")])
+def test_the_state_of_another_optimizer_is_refused(saved: str, loading: str) -> None:
+    def stepped(name: str) -> Any:
+        rng = np.random.default_rng(0)
+        params = parameters(rng)
+        rule = getattr(optim, name)(params, lr=0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+        draw_gradients(params, rng)
+        rule.step()
+        return rule
+
+    state, rule = stepped(saved).state_dict(), stepped(loading)
+    before = copy.deepcopy(rule.state_dict())
+    with pytest.raises(ValueError, match="nothing was changed"):
+        rule.load_state_dict(state)
+    with pytest.raises(ValueError, match="nothing was changed"):
+        rule.load_state_dict({})
+    assert str(rule.state_dict()) == str(before)
+
+
+def test_a_group_added_under_a_schedule_follows_it() -> None:
+    rng = np.random.default_rng(0)
+    params = parameters(rng)
+    rule = optim.SGD(params[:1], lr=0.1)
+    schedule = optim.ExponentialLR(rule, 0.5)
+    rule.add_param_group({"params": params[1:], "lr": 0.4})
+    schedule.step()
+    assert [group["lr"] for group in rule.param_groups] == pytest.approx([0.05, 0.2])

@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(f"fastnorm {args.command}: {error}", file=sys.stderr)
         return error.status
+    except MemoryError as error:
+        print(f"fastnorm {args.command}: not enough memory{f': {error}' if str(error) else ''}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as interrupt:
         print(
             f"fastnorm {args.command}: {interrupt}" if interrupt.args else f"fastnorm {args.command}: interrupted",

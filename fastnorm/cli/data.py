@@ -72,7 +72,7 @@ def load(path: Path) -> Data:
     """Read X and y from `path`, with a sentence for everything that can be wrong with them."""
     try:
         archive = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a NumPy .npz file"
         raise CommandError(f"--data {path}: {reason}") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -99,20 +99,22 @@ def load(path: Path) -> Data:
         raise CommandError(f"--data {path}: y must be one label per sample, shape ({len(x)},), got shape {y.shape}")
     if 0 in x.shape:
         raise CommandError(f"--data {path}: X is empty, shape {x.shape}")
-    if y.dtype.kind == "f" and np.array_equal(y, np.trunc(y)):
-        y = y.astype(np.int64)
-    if y.dtype.kind not in "iub":
+    if y.dtype.kind not in "iubf":
         raise CommandError(f"--data {path}: y must hold whole numbers as class labels, got dtype {y.dtype}")
-    x = x.astype(np.float32)
+    whole = (y == np.trunc(y)) & (np.abs(y.astype(np.float64)) < 2.0**63)
+    if not whole.all():
+        first = int(np.argmin(whole))
+        raise CommandError(f"--data {path}: y must hold whole numbers below 2^63, got {y[first]} at index {first}")
     if not np.isfinite(x).all():
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
         raise CommandError(f"--data {path}: X must be finite, got {x[first]} at index {first}")
+    x = x.astype(np.float64)  # standardised in double: float32 would not tell large, close values apart
     if x.ndim == 3:
         x = x[:, None]
     return split(x, y.astype(np.int64), path.name)
 
 
-def split(x: NDArray[np.float32], y: NDArray[np.int64], name: str) -> Data:
+def split(x: NDArray[np.floating], y: NDArray[np.int64], name: str) -> Data:
     """Hold out the test part, then standardise both parts by the mean and standard deviation of the training part."""
     import fastnorm as fn
 
@@ -131,6 +133,8 @@ def split(x: NDArray[np.float32], y: NDArray[np.int64], name: str) -> Data:
     # One mean and deviation for images, whose pixels share a unit; one per column for tables.
     axes = None if x.ndim == 4 else 0
     mean, var = fn.moments(x[train], axis=axes, keepdims=True)
+    if not np.isfinite(var).all():
+        raise CommandError(f"{name}: X must have a variance within float64's range; scale it down")
     scale = np.sqrt(np.where(var > 0, var, 1))
     x = ((x - mean) / scale).astype(np.float32)
     return Data(x[train], classes[train], x[test], classes[test], labels, test, float(x[train].min()), name)

@@ -123,6 +123,9 @@ def run(args: argparse.Namespace) -> int:
     need("rich", "sklearn")
     if args.plot:
         need("matplotlib").use("Agg")
+    files = [path.resolve() for path in (args.data, args.checkpoint, args.predictions, args.plot) if path]
+    if len(set(files)) < len(files):
+        raise CommandError("--data, --checkpoint, --predictions and --plot must be different files")
     if args.resume and not args.checkpoint:
         raise CommandError("--resume needs --checkpoint FILE, the file to go on from")
     if args.checkpoint and args.checkpoint.exists() and not args.resume:
@@ -142,7 +145,15 @@ def run(args: argparse.Namespace) -> int:
         f"samples, {len(data.labels)} classes; norm {settings.norm}, {settings.optimizer}, lr {settings.lr:g}"
         + (f"; resumed at {where}" if where and not training.finished else "")
     )
-    interrupted = loop(training, console, args.checkpoint)
+    try:
+        interrupted = loop(training, console, args.checkpoint)
+    except ValueError as error:
+        if not str(error).startswith("x: expected more than 1"):
+            raise
+        raise CommandError(
+            f"--norm {settings.norm} has too few values to a statistic here ({error}); try a larger --batch-size, fewer "
+            "--layers or another --norm"
+        ) from error
     if args.plot and training.curves["loss"]:
         plot_curves(args.plot, training)
     if interrupted:

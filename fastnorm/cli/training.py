@@ -236,7 +236,7 @@ class Training:
                 tree: dict[str, Any] = unpack({name: archive[name] for name in archive.files})
         except FileNotFoundError:
             raise CommandError(f"there is no checkpoint {path} to resume from") from None
-        except (OSError, ValueError, KeyError, BadZipFile, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, AttributeError) as error:
             raise CommandError(f"{path} is not a checkpoint of this command") from error
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise CommandError(f"{path} is not a checkpoint of this version of the command")

@@ -641,6 +641,7 @@ def final(console: Any, args: argparse.Namespace, settings: Settings) -> int:
     names = ("norm", "optimizer", "lr", "momentum", "batch_size", "width", "layers", "weight_decay", "dropout", "seed")
     shown = " ".join(f"--{n.replace('_', '-')} {_plain(option[n])}" for n in names)
     source = f" --data {args.data}" if args.data else ""
+    source += f" --samples {args.samples}" if args.samples else ""
     console.print(f"again: python -m fastnorm train {shown} --epochs {args.final_epochs}{source}")
     return 0
 
@@ -684,7 +685,7 @@ def tend(args: argparse.Namespace) -> int:
                 if step.epoch_done or interrupt:
                     break
             if interrupt:
-                where = f"; state kept in {args.checkpoint}, go on with --resume" if args.checkpoint else ""
+                where = f"; state kept in {args.checkpoint}, go on with --resume" if args.checkpoint and history else ""
                 raise KeyboardInterrupt(f"interrupted in epoch {len(history) + 1} of {args.epochs}{where}")
             loss, accuracy = training.curves["held_out_loss"][-1], training.curves["held_out_accuracy"][-1]
             good = math.isfinite(loss) and loss < before

@@ -29,10 +29,11 @@ def fold_batch_norm(model: M) -> M:
 
     Looked for in every `Sequential` inside, where the order of layers is known: Linear then BatchNorm1d, Conv2d then BatchNorm2d,
     channels on axis 1. The norm's place is taken by an Identity, or a ReLU if it had one fused, so that names stay. Weight
-    norm on a folded layer is removed. Norms without running statistics, and layers used in several places, are left as they are. The copy is in
-    evaluation mode; `model` is not changed.
+    norm on a folded layer is removed; a weight that another layer shares is folded here alone. Norms without running
+    statistics, and layers used in several places, are left as they are. The copy is in evaluation mode; `model` is not changed.
 
-    A BatchNorm1d after a Linear is taken to see (N, C), not (N, L, C).
+    A BatchNorm1d after a Linear is taken to see (N, C). With (N, L, C), whose channels are L, the folded model's outputs are
+    wrong wherever L happens to equal C.
     """
     result = copy.deepcopy(model).eval()
     for module in list(result.modules()):
@@ -75,5 +76,6 @@ def _fold(layer: Linear | Conv2d, norm: BatchNorm1d | BatchNorm2d) -> None:
     bias = scale * (bias - norm.running_mean.astype(np.float64))
     if norm.bias is not None:
         bias += norm.bias.data.astype(np.float64)
-    layer.weight.data[...] = w * scale.reshape(-1, *(1,) * (w.ndim - 1))
+    # A parameter of its own: another layer may share the old one.
+    layer.weight = Parameter((w * scale.reshape(-1, *(1,) * (w.ndim - 1))).astype(w.dtype))
     layer.bias = Parameter(bias.astype(w.dtype))

@@ -24,7 +24,8 @@ def clip_grad_norm(parameters: Parameter | Iterable[Parameter], max_norm: float,
         raise ValueError(f"clip_grad_norm: norm_type must be positive, got {norm_type!r}")
     gradients = _gradients(parameters)
     if norm_type == math.inf:
-        norm = max((max(abs(float(g.max())), abs(float(g.min()))) for g in gradients if g.size), default=0.0)
+        sizes = [max(abs(float(g.max())), abs(float(g.min()))) for g in gradients if g.size]
+        norm = float(np.max(sizes, initial=0.0))  # NumPy's, which NaN does not pass unseen
     elif norm_type == 2.0:
         norm = math.sqrt(sum(_dot(g) for g in gradients))
     else:

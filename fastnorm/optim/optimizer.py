@@ -31,6 +31,8 @@ class Optimizer:
     Raises TypeError for what is not a parameter, ValueError for an empty list, a parameter given twice, or an unknown setting.
     """
 
+    slots: tuple[str, ...] = ()  # what it keeps for each parameter
+
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
@@ -63,6 +65,8 @@ class Optimizer:
                 raise ValueError(f"{name}: a parameter of shape {parameter.shape} is given twice")
             seen.add(id(parameter))
         result = {"params": params, **self.defaults, **{k: v for k, v in group.items() if k != "params"}}
+        if any("initial_lr" in g for g in self.param_groups):  # a schedule is at work
+            result.setdefault("initial_lr", result["lr"])
         self._check(result)
         self.param_groups.append(result)
 
@@ -123,6 +127,11 @@ class Optimizer:
         Raises ValueError where the groups, or the shapes of the state, are not those of this optimiser.
         """
         name = type(self).__name__
+        missing = [key for key in ("param_groups", "state") if key not in state_dict]
+        if missing:
+            raise ValueError(
+                f"{name}.load_state_dict: expected the keys param_groups and state, {missing} missing; nothing was changed"
+            )
         groups = state_dict["param_groups"]
         ours, theirs = ([len(g["params"]) for g in side] for side in (self.param_groups, groups))
         if ours != theirs:
@@ -135,6 +144,12 @@ class Optimizer:
             if i not in state_dict["state"]:
                 continue
             entry: dict[str, Any] = {}
+            strange = [key for key in state_dict["state"][i] if key not in self.slots]
+            if strange or ("step" in self.slots and "step" not in state_dict["state"][i]):
+                raise ValueError(
+                    f"{name}.load_state_dict: state of parameter {i} holds {list(state_dict['state'][i])}, expected "
+                    f"{list(self.slots)}: another optimizer's; nothing was changed"
+                )
             for key, value in state_dict["state"][i].items():
                 if key == "step":
                     entry[key] = int(value)

@@ -24,6 +24,8 @@ class SGD(Optimizer):
     Nesterov without momentum or with dampening. Sutskever et al. 2013.
     """
 
+    slots = ("momentum_buffer",)
+
     def __init__(
         self,
         params: Params,
@@ -80,6 +82,8 @@ class RMSprop(Optimizer):
     `centered` takes sqrt(s − g²) with g the running mean of d; `momentum` gives b ← momentum·b + d/(sqrt(s) + eps), w ← w − lr·b.
     Tieleman and Hinton 2012; Graves 2013 for the centred one.
     """
+
+    slots = ("step", "square_avg", "grad_avg", "momentum_buffer")
 
     def __init__(
         self,
@@ -152,6 +156,8 @@ class Adam(Optimizer):
     """
 
     _decoupled = False
+
+    slots = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
