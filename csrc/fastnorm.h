@@ -86,6 +86,8 @@ typedef struct {
                       ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                       double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo);
     void (*add)(const void *x, const void *residual, void *sum, ptrdiff_t len);
+    /* to = dy where y > 0, else 0: the gradient behind a ReLU. */
+    void (*gate_row)(const void *dy, const void *y, void *to, ptrdiff_t len);
 
     /* ---- softmax, cross-entropy, dropout ---- */
     void (*softmax)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t len, int logarithm);

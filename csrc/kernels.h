@@ -173,7 +173,7 @@ FN_INLINE ptrdiff_t fn_alike(const fn_norm *p, const fn_grad *g, ptrdiff_t from,
 #define OPS(dtype, size) \
     {size, fn_fence, moments_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype, col_sums_##dtype, col_squares_##dtype, \
      col_affine_##dtype, col_grad_sums_##dtype, col_grad_apply_##dtype, row_moments_##dtype, row_apply_##dtype, \
-     rows_forward_##dtype, row_grad_sums_##dtype, rows_grad_##dtype, add_##dtype, softmax_##dtype, softmax_grad_##dtype, \
+     rows_forward_##dtype, row_grad_sums_##dtype, rows_grad_##dtype, add_##dtype, gate_row_##dtype, softmax_##dtype, softmax_grad_##dtype, \
      lse_##dtype, cross_entropy_grad_##dtype, dropout_##dtype, dropout_grad_##dtype, get_##dtype, put_##dtype}
 
 const fn_ops FN_TABLE[FN_DTYPES] = {OPS(f32, 4), OPS(f64, 8), OPS(f16, 2), OPS(bf16, 2)};

@@ -75,6 +75,15 @@ FN_OUTLINE void NAME(add)(const void *xv, const void *rv, void *sv, ptrdiff_t le
     if (i < len) STORE_N(s + i, ADD(LOAD_N(x + i, len - i), LOAD_N(res + i, len - i)), len - i);
 }
 
+/* to = dy where y > 0 (or is NaN), else 0. */
+FN_OUTLINE void NAME(gate_row)(const void *dyv, const void *yv, void *tov, ptrdiff_t len) {
+    const S *dy = dyv, *y = yv;
+    S *to = tov;
+    ptrdiff_t i = 0;
+    for (; i + LANES <= len; i += LANES) STORE(to + i, POSITIVE(LOAD(y + i), LOAD(dy + i)));
+    if (i < len) STORE_N(to + i, POSITIVE(LOAD_N(y + i, len - i), LOAD_N(dy + i, len - i)), len - i);
+}
+
 /* Moments of one row, about its mean or about zero. */
 FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn_moments *m) {
     const S *x = xv;
@@ -190,7 +199,14 @@ typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROW
 FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t w, const NAME(row_grads) *q, ptrdiff_t r,
                               int has_gamma, int centred, int params, int stream, T *dg, T *db) {
     V hi = SET1(q->hi[r]), lo = SET1(q->lo[r]), rstd = SET1(q->rstd[r]), b = SET1(q->b[r]), c = SET1(q->c[r]);
-#define GRAD(n)                                                                                                              V g = NAME(col_load)(dy + j, n), xhat = NAME(standardize)(NAME(col_load)(x + j, n), hi, lo, rstd, centred);              if (params) {                                                                                                                STORE_T(db + j, ADD(LOAD_T(db + j), g));                                                                                 STORE_T(dg + j, ADD(LOAD_T(dg + j), n == LANES ? MUL(g, xhat) : FIRST(MUL(g, xhat), n)));                                                        }                                                                                                                        V z = ADD(MUL(has_gamma ? MUL(g, NAME(param)(gamma + j, n)) : g, rstd), MUL(xhat, b));                                   if (centred) z = ADD(z, c);
+#define GRAD(n)                                                                                                          \
+    V g = NAME(col_load)(dy + j, n), xhat = NAME(standardize)(NAME(col_load)(x + j, n), hi, lo, rstd, centred);          \
+    if (params) {                                                                                                        \
+        STORE_T(db + j, ADD(LOAD_T(db + j), g));                                                                         \
+        STORE_T(dg + j, ADD(LOAD_T(dg + j), n == LANES ? MUL(g, xhat) : FIRST(MUL(g, xhat), n)));                        \
+    }                                                                                                                    \
+    V z = ADD(MUL(g, has_gamma ? MUL(NAME(param)(gamma + j, n), rstd) : rstd), MUL(xhat, b));                            \
+    if (centred) z = ADD(z, c);
 #define FULL(n) do { GRAD(LANES) if (stream) STREAM(dx + j, z); else STORE(dx + j, z); } while (0)
 #define PART(n) do { GRAD(n) STORE_N(dx + j, z, n); } while (0)
     if (stream) fn_prefetch_edge(dx + w);
@@ -241,7 +257,8 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
             const P *g = gv ? (const P *)gv + t : NULL;
             T dg[FN_TILE + LANES], db[FN_TILE + LANES];
             if (params) for (ptrdiff_t j = 0; j < w + LANES; j++) dg[j] = db[j] = 0;
-#define BODY(g, has_gamma, centred, params, stream)                                                                          for (ptrdiff_t k = 0; k < some; k++)                                                                                         NAME(row_grad)(dy + k * stride + t, x + k * stride + t, g, dx + k * stride + t, w, &q, k, has_gamma, centred, params, stream, dg, db)
+#define BODY(g, has_gamma, centred, params, stream) \
+    for (ptrdiff_t k = 0; k < some; k++)                                                                                         NAME(row_grad)(dy + k * stride + t, x + k * stride + t, g, dx + k * stride + t, w, &q, k, has_gamma, centred, params, stream, dg, db)
             if (GENERIC || !g || !params) BODY(g, g != NULL, centred, params, 0);
             else if (centred) { if (stream) BODY(g, 1, 1, 1, 1); else BODY(g, 1, 1, 1, 0); }
             else if (stream) BODY(g, 1, 0, 1, 1);

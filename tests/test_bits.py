@@ -24,6 +24,8 @@ from support import (
     same_bits,
 )
 
+import fastnorm as fn
+
 
 def check_machines(call: Call, dy: Any, what: str) -> None:
     """Every instruction set and number of threads gives the first one's bits."""
@@ -290,3 +292,19 @@ def test_stores_past_the_cache_give_the_same_bits(dtype: str, rng: np.random.Gen
     alone = call.replaced(x=x[:, 3:].copy()).results(dy[:, 3:].copy())
     for field in ("y", "dx"):
         same_bits(every[field][:, 3:], alone[field], field)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0)])
+def test_a_sample_in_any_order_of_memory(order: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Alone and in the batch, also where samples are not the outermost axis of memory."""
+    x = draw(rng, (4, 12, 15), np.float32)
+    z = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+
+    def both(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y, ctx = fn.group_norm_forward(a, 3)
+        return y, fn.group_norm_backward(a, ctx).dx
+
+    whole = both(z)
+    for i in range(4):
+        for name, part, all_ in zip(("y", "dx"), both(z[i : i + 1]), whole, strict=True):
+            same_bits(np.ascontiguousarray(part), np.ascontiguousarray(all_[i : i + 1]), f"{name} of sample {i}")

@@ -192,3 +192,14 @@ def test_bad_values_reach_their_row_alone(reduction: str, smoothing: float, rng:
         assert np.isnan(loss_bad[2])
     else:
         assert np.isnan(loss_bad)
+
+
+@pytest.mark.parametrize("logit", [44.1, 532.1, 1e30, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_ignored_row_has_no_gradient_whatever_its_logits(dtype: type, logit: float) -> None:
+    with np.errstate(over="ignore"):
+        x = np.array([[0, logit, 1], [0, 1, 2]], dtype)
+    _, ctx = fn.cross_entropy_forward(x, np.array([-100, 1]))
+    compute = np.float64 if dtype is np.float64 else np.float32
+    (dlogits,) = fn.cross_entropy_backward(compute(1), ctx)
+    assert not dlogits[0].any() and np.isfinite(dlogits).all()

@@ -165,3 +165,16 @@ def test_context_shows_its_statistics(rng: np.random.Generator) -> None:
     assert ctx.mean.dtype == ctx.rstd.dtype == np.float64 and ctx.mean.shape == ctx.rstd.shape == (3, 2)
     np.testing.assert_allclose(ctx.mean, rows.mean(-1), 1e-13, 1e-13)
     np.testing.assert_allclose(ctx.rstd, 1 / np.sqrt(rows.var(-1) + 1e-3), 1e-7)
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (4, 8, 3), (4, 8, 16)])
+def test_an_infinite_output_behind_a_relu_keeps_its_gradient(shape: tuple[int, ...]) -> None:
+    """float16 cannot hold beta: y is infinite there, and dx is still finite."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal(shape).astype(np.float16) for _ in range(2))
+    bias = np.zeros(8, np.float32)
+    bias[3] = 1e5
+    y, ctx = fn.group_norm_forward(x, 2, np.ones(8, np.float32), bias, activation="relu")
+    grads = fn.group_norm_backward(dy, ctx)
+    assert np.isinf(y[:, 3]).all()
+    assert all(np.isfinite(g).all() for g in (grads.dx, grads.dweight, grads.dbias))

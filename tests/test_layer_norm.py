@@ -25,6 +25,7 @@ from support import (
 )
 
 import fastnorm as fn
+from fastnorm import reference
 
 SHAPES = [
     *(((3, n), (n,)) for n in LENGTHS),
@@ -181,3 +182,24 @@ def test_context_shows_its_statistics(rng: np.random.Generator) -> None:
     assert ctx.mean.dtype == ctx.rstd.dtype == np.float64 and ctx.mean.shape == ctx.rstd.shape == (3, 4)
     np.testing.assert_allclose(ctx.mean, rows.mean(-1), 1e-13, 1e-13)
     np.testing.assert_allclose(ctx.rstd, 1 / np.sqrt(rows.var(-1) + 1e-3), 1e-7)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "group_norm"])
+@pytest.mark.parametrize(
+    ("size", "gamma", "upstream", "eps"),
+    [(1e20, 1e20, 1e20, 1e-5), (1e10, 1e25, 1e15, 1e-5), (1e-25, 1e-25, 1e-25, 0.0)],
+)
+def test_gradients_whose_factors_leave_float32(
+    norm: str, size: float, gamma: float, upstream: float, eps: float
+) -> None:
+    """dy·gamma overflows or vanishes where dx does not."""
+    rng = np.random.default_rng(0)
+    x, dy = ((rng.standard_normal((16, 8)) * s).astype(np.float32) for s in (size, upstream))
+    weight = np.full(8, gamma, np.float32)
+    arguments = (2, weight) if norm == "group_norm" else (8, weight)
+    *_, ctx = getattr(fn, f"{norm}_forward")(x, *arguments, eps=eps)
+    dx = getattr(fn, f"{norm}_backward")(dy, ctx).dx
+    wide = (arguments[0], weight.astype(np.float64))
+    _, exact = getattr(reference, f"{norm}_forward")(x.astype(np.float64), *wide, eps=eps)
+    expected = getattr(reference, f"{norm}_backward")(dy.astype(np.float64), exact).dx
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=1e-6 * np.abs(expected).max())

@@ -49,6 +49,7 @@ cdef extern from "fastnorm.h" nogil:
                        Py_ssize_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                        double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) noexcept nogil
         void add(const void *x, const void *residual, void *sum, Py_ssize_t len) noexcept nogil
+        void gate_row(const void *dy, const void *y, void *to, Py_ssize_t len) noexcept nogil
         void softmax(const void *x, void *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
         void softmax_grad(const void *dy, const void *y, void *dx, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
         void lse(const void *x, Py_ssize_t len, const double *weight, double *out) noexcept nogil
@@ -74,6 +75,7 @@ cdef extern from "scalar.h" nogil:
     fn_dd fn_dd_add(fn_dd a, fn_dd b) noexcept
     void fn_sums_add(fn_sums *a, const fn_sums *b) noexcept
     void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) noexcept
+    int fn_is_plain(double a) noexcept
     int fn_needs_wide(double mean, double m2, double scale) noexcept
 
 cdef extern from "build.h" nogil:

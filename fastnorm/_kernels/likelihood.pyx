@@ -6,6 +6,7 @@ Forward:   y = exp(x - max)/Σexp(x - max);  cost = -Σ_k q_k·w_k·log y_k, q =
 Backward:  dx = scale·[(1 - s)·w_t·(y - onehot) + s/K·(y·Σw - w)]
 """
 from cython.parallel cimport prange
+from libc.string cimport memset
 
 from fastnorm._kernels.c cimport fn_ops
 from fastnorm._kernels.core cimport threads_for
@@ -76,7 +77,7 @@ cdef void grad_of_row(const Likelihood *job, Py_ssize_t r, double scale, char *d
     cdef Py_ssize_t t = job.target[r], o = r * job.len * job.ops.itemsize
     cdef double hit, spread
     if t < 0:
-        job.ops.cross_entropy_grad(job.x + o, dx + o, job.len, 0, 1, 0, 0, NULL, -1, 0)
+        memset(dx + o, 0, job.len * job.ops.itemsize)  # whatever the logits of an ignored row are
         return
     hit = scale * (1 - job.smoothing) * job.weight[t]
     spread = scale * job.smoothing / <double> job.len

@@ -1,4 +1,31 @@
-from fastnorm._kernels.c cimport fn_ops
+from libc.math cimport fabs
+
+from fastnorm._kernels.c cimport fn_is_plain, fn_ops
+
+# The least and the most of the sizes of float parameters other than 0; 1 for none, and for doubles, which are in no danger.
+ctypedef struct Sizes:
+    double least, most
+
+
+cdef inline Sizes sizes_of(const void *gamma, Py_ssize_t len_, Py_ssize_t itemsize) noexcept nogil:
+    cdef Sizes s
+    cdef Py_ssize_t j
+    cdef double size
+    s.least = s.most = 1
+    if gamma != NULL and itemsize != 8:
+        for j in range(len_):
+            size = fabs((<const float *> gamma)[j])
+            if size > s.most:
+                s.most = size
+            if 0 < size < s.least:
+                s.least = size
+    return s
+
+
+# Whether gamma·rstd may leave what float holds well.
+cdef inline int weighs_wide(double rstd, const Sizes *s) noexcept nogil:
+    return not (fn_is_plain(rstd * s.least) and fn_is_plain(rstd * s.most))
+
 
 # One call of layer norm (centred) or RMS norm over a matrix of rows.
 ctypedef struct Rows:
@@ -18,6 +45,7 @@ ctypedef struct Rows:
     double *mean
     double *mean_lo
     double *rstd
+    Sizes sizes  # of gamma, in the backward
     # One double per column, results of the backward; NULL where there is no parameter.
     double *dgamma
     double *dbeta

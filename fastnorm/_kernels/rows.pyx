@@ -34,10 +34,11 @@ cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
     return p + bytes if p != NULL else NULL
 
 
+# A row's numbers for the backward.
 cdef inline fn_norm norm_of(const Rows *job, Py_ssize_t r) noexcept nogil:
     cdef fn_norm p
     p.mean, p.mean_lo, p.scale, p.shift = job.mean[r], job.mean_lo[r], job.rstd[r], 0
-    p.wide = fn_needs_wide(p.mean, 0, p.scale)  # rstd bounds the variance
+    p.wide = fn_needs_wide(p.mean, 0, p.scale) | weighs_wide(p.scale, &job.sizes)  # rstd bounds the variance
     return p
 
 
@@ -250,12 +251,15 @@ cdef int rows_forward(const Rows *job) noexcept nogil:
     return 0
 
 
-cdef int rows_backward(const Rows *job) noexcept nogil:
+cdef int rows_backward(const Rows *given) noexcept nogil:
+    cdef Rows copied = given[0]
+    cdef const Rows *job = &copied
     cdef int threads = threads_for(job.rows * job.len), failed = 0
     cdef Py_ssize_t parts = 1 if job.len > SLOT else ceil_div(job.rows, rows_per_part(job)), part
     cdef double *sums = <double *> calloc(sums_per_column(job) * parts * job.len, sizeof(double))
     if sums == NULL:
         return -1
+    copied.sizes = sizes_of(job.gamma, job.len, job.ops.itemsize)
     if job.len > SLOT:
         failed = long_backward(job, threads, sums)
     else:

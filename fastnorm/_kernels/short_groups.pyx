@@ -7,9 +7,10 @@ that each parameter's sum runs over the samples in order.
 from cython.parallel cimport prange
 from libc.stdlib cimport calloc, free, malloc
 
-from fastnorm._kernels.c cimport FN_RELU, FN_STREAM, fn_grad, fn_moments, fn_needs_wide, fn_norm, fn_spans, fn_sums
+from fastnorm._kernels.c cimport FN_RELU, FN_STREAM, fn_moments, fn_needs_wide, fn_norm, fn_spans, fn_sums
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport Job, element_count, finish
+from fastnorm._kernels.rows cimport Sizes, sizes_of, weighs_wide
 
 
 # Every element's parameter in the arithmetic type, or NULL.
@@ -43,16 +44,6 @@ cdef inline void rectify(const Job *job, char *y, fn_spans all) noexcept nogil:
     identity.mean = identity.mean_lo = identity.shift = 0
     identity.scale, identity.wide = 1, 0
     job.ops.affine(y, NULL, y, all, &identity, FN_RELU, 0)
-
-
-# to = dy where y > 0, else 0.
-cdef inline void gate(const Job *job, const char *dy, const char *y, char *to, fn_spans all) noexcept nogil:
-    cdef fn_norm identity
-    cdef fn_grad same
-    identity.mean = identity.mean_lo = identity.shift = 0
-    identity.scale, identity.wide = 1, 0
-    same.a, same.b, same.c = 1, 0, 0
-    job.ops.grad_apply(dy, y, NULL, to, NULL, all, &identity, &same, FN_RELU, 0)
 
 
 cdef void forward_sample(const Job *job, Py_ssize_t n, const void *gamma, const void *beta) noexcept nogil:
@@ -98,8 +89,7 @@ cdef int backward_group(const Job *job, Py_ssize_t g, const void *gamma, const v
     cdef const char *dy = job.dy
     cdef char *y = <char *> malloc(len_ * size)
     cdef bint ok = stat != NULL and row_sums != NULL and y != NULL
-    cdef fn_spans all
-    all.len, all.count, all.stride = len_, 1, 0
+    cdef Sizes sizes = sizes_of(mine, len_, size)
     if job.flags & FN_RELU:
         dy = job.y  # dx holds dy behind the ReLU until it is done
     if ok:
@@ -108,7 +98,8 @@ cdef int backward_group(const Job *job, Py_ssize_t g, const void *gamma, const v
             stat[n] = row_norm(job, n * job.groups + g)
             if job.flags & FN_RELU:
                 job.ops.row_apply(job.x + o, y, len_, mine, at(beta, g * len_ * parameter), stat + n, 1, 0, 0)
-                gate(job, job.dy + o, y, job.y + o, all)
+                job.ops.gate_row(job.dy + o, y, job.y + o, len_)
+            stat[n].wide |= weighs_wide(stat[n].scale, &sizes)
             job.ops.row_grad_sums(dy + o, job.x + o, mine, len_, stat + n, row_sums + n)
         o = g * len_ * size
         sums += g * len_

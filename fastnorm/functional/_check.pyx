@@ -162,7 +162,11 @@ cdef cnp.ndarray dense(cnp.ndarray a, int first_axis_leads):
     if _is_dense(a, first_axis_leads):
         return a
     cdef cnp.ndarray c = cnp.PyArray_NewCopy(a, cnp.NPY_KEEPORDER)
-    return c if _is_dense(c, first_axis_leads) else cnp.PyArray_NewCopy(a, cnp.NPY_CORDER)
+    if _is_dense(c, first_axis_leads):
+        return c
+    # Samples first, the other axes in the order that they have: as if each sample were copied alone.
+    axes = sorted(range(1, cnp.PyArray_NDIM(c)), key=(<object> c).strides.__getitem__, reverse=True)
+    return np.ascontiguousarray((<object> c).transpose([0, *axes])).transpose(np.argsort([0, *axes]))
 
 
 cdef Layout layout_of(cnp.ndarray a, int axis, int samples_apart) noexcept:
