@@ -108,3 +108,15 @@ def test_a_failure_changes_nothing() -> None:
 
 def test_models_without_tracked_norms_are_left_alone() -> None:
     nn.recalibrate(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), [])
+
+
+@pytest.mark.parametrize("how", ["exact", "paper"])
+@pytest.mark.parametrize("bad", [np.nan, 1e25])
+def test_data_without_finite_statistics_change_nothing(how: str, bad: float) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    x[2, 1] = bad
+    before = {name: value.copy() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="not finite"):
+        nn.recalibrate(model, [x], how)
+    assert all(np.array_equal(before[name], value) for name, value in model.state_dict().items())

@@ -84,7 +84,10 @@ def recalibrate(model: Module, batches: Iterable[Any], how: str = "exact") -> No
     evaluation mode meanwhile (no dropout). running_var gets the unbiased variance, num_batches_tracked the number of batches.
     Modes are restored; if anything fails, no statistics have changed.
 
-    Raises ValueError for another `how`, no data, one value per channel, or batches that cannot be repeated.
+    A norm that runs several times in one pass is measured by "exact" at its first run, by "paper" at all of them.
+
+    Raises ValueError for another `how`, no data, one value per channel, statistics that are not finite, or batches that cannot
+    be repeated.
     """
     if how not in ("exact", "paper"):
         raise ValueError(f"recalibrate: how must be 'exact' or 'paper', got {how!r}")
@@ -101,6 +104,13 @@ def recalibrate(model: Module, batches: Iterable[Any], how: str = "exact") -> No
     finally:
         for module, mode in modes:
             module.training = mode
+    for pool in pools:
+        dtype = np.float32 if pool.norm.running_mean is None else pool.norm.running_mean.dtype
+        with np.errstate(over="ignore"):
+            if not (np.isfinite(pool.mean.astype(dtype)).all() and np.isfinite(pool.var.astype(dtype)).all()):
+                raise ValueError(
+                    f"recalibrate: {pool.norm} saw data whose statistics are not finite; nothing was changed"
+                )
     for pool in pools:
         norm = pool.norm
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
