@@ -316,7 +316,7 @@ cdef object backward(SwitchableContext s, object dy, object out):
         gamma = np.array([ctx.job.gamma[i] for i in range(c)]) if ctx.has_weight else np.ones(c)
         dot_mixed = dot - shift * total  # Σdy·(x - μ)
         dmu = -rstd * gamma * total
-        dvar = -0.5 * rstd**3 * gamma * dot_mixed
+        dvar = -0.5 * (rstd * rstd * rstd) * gamma * dot_mixed  # NumPy's power differs between processors
         a = np.broadcast_to(gamma * rstd, (n, c))
         b, k = 2 * u[0] * dvar / m, w[0] * dmu / m
         shared = [(1, c)] + ([(0, n)] if s.training else [])

@@ -1,6 +1,7 @@
 """Weight normalization (Salimans and Kingma 2016, arXiv:1602.07868): a weight's direction and length, apart."""
 cimport numpy as cnp
 import numpy as np
+from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport fn_grad, fn_sums
@@ -81,7 +82,7 @@ cdef tuple forward(object v, object g, object dim):
         if failed:
             raise MemoryError("weight_norm: no memory for partial results")
         for i in range(units):
-            norm = ctx.job.var[i] ** 0.5
+            norm = sqrt(ctx.job.var[i])
             if norm == 0:
                 raise ValueError(f"v: expected a norm above zero, got zero at index {i} of dim {dim}")
             ctx.job.mean[i] = ctx.job.mean_lo[i] = 0
