@@ -102,6 +102,7 @@ setup(
             "embedsignature": False, "binding": True, "freethreading_compatible": False,
         },
         build_dir="build/cython",
+        nthreads=os.cpu_count() if sys.platform == "linux" else 0,  # by fork; elsewhere each process would run this file
     ),
     cmdclass={"build_ext": BuildExt},
 )

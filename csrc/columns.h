@@ -178,7 +178,7 @@ FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
         ptrdiff_t j = 0, head = (stream) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0;                          \
         if (head > (w)) head = (w);                                                                                      \
         for (ptrdiff_t n; j < head; j += n) { n = head - j < LANES ? head - j : LANES - 1; ONE_LAST(n); }                \
-        for (; j + LANES <= (w); j += LANES) ONE(LANES);                                                                 \
+        for (; j <= (w) - LANES; j += LANES) ONE(LANES);                                                                 \
         if (j < (w)) { ptrdiff_t n = (w) - j; ONE_LAST(n); }                                                             \
     } while (0)
 

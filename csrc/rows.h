@@ -41,8 +41,8 @@ FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t len, const P *ga
             head -= n;
         }
     }
-    for (; i + LANES <= len; i += LANES) {
-        if (ahead) fn_prefetch(x + i + ahead);
+    for (; i <= len - LANES; i += LANES) {
+        fn_prefetch(x + i + ahead);
         if (stream) STREAM(y + i, ROW_OUT(LANES)); else STORE(y + i, ROW_OUT(LANES));
     }
     if (i < len) { ptrdiff_t n = len - i; STORE_N(y + i, ROW_OUT(n), n); }
@@ -71,7 +71,7 @@ FN_OUTLINE void NAME(add)(const void *xv, const void *rv, void *sv, ptrdiff_t le
     const S *x = xv, *res = rv;
     S *s = sv;
     ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) STORE(s + i, ADD(LOAD(x + i), LOAD(res + i)));
+    for (; i <= len - LANES; i += LANES) STORE(s + i, ADD(LOAD(x + i), LOAD(res + i)));
     if (i < len) STORE_N(s + i, ADD(LOAD_N(x + i, len - i), LOAD_N(res + i, len - i)), len - i);
 }
 
@@ -80,7 +80,7 @@ FN_OUTLINE void NAME(gate_row)(const void *dyv, const void *yv, void *tov, ptrdi
     const S *dy = dyv, *y = yv;
     S *to = tov;
     ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) STORE(to + i, POSITIVE(LOAD(y + i), LOAD(dy + i)));
+    for (; i <= len - LANES; i += LANES) STORE(to + i, POSITIVE(LOAD(y + i), LOAD(dy + i)));
     if (i < len) STORE_N(to + i, POSITIVE(LOAD_N(y + i, len - i), LOAD_N(dy + i, len - i)), len - i);
 }
 
@@ -172,7 +172,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
 FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, vd mean) {
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
     ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) {
+    for (; i <= len - LANES; i += LANES) {
         if (gamma) WEIGHTED_AT(&a.sum, &a.dot, dy + i, gamma + i, x + i, mean);
         else SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean);
     }

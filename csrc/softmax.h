@@ -28,7 +28,7 @@ FN_INLINE V NAME(exp_below)(V x, V max) {
 FN_INLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
     V m = SET1((T)-INFINITY);
     ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) m = AT_LEAST(m, LOAD(x + i));
+    for (; i <= len - LANES; i += LANES) m = AT_LEAST(m, LOAD(x + i));
     T t[LANES], best;
     STORE_T(t, m);
     best = t[0];
@@ -43,7 +43,7 @@ FN_INLINE void NAME(row_lse)(const S *x, S *y, ptrdiff_t len, T *max, double *su
     V m = SET1(top);
     ACC acc = ACC_ZERO();
     ptrdiff_t i = 0;
-    for (; i + 4 * LANES <= len; i += 4 * LANES) {
+    for (; i <= len - 4 * LANES; i += 4 * LANES) {
         V e0 = NAME(exp_below)(LOAD(x + i), m), e1 = NAME(exp_below)(LOAD(x + i + LANES), m);
         V e2 = NAME(exp_below)(LOAD(x + i + 2 * LANES), m), e3 = NAME(exp_below)(LOAD(x + i + 3 * LANES), m);
         if (y) { STORE(y + i, e0); STORE(y + i + LANES, e1); STORE(y + i + 2 * LANES, e2); STORE(y + i + 3 * LANES, e3); }
@@ -80,7 +80,7 @@ FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_
         } else if (sizeof(S) >= sizeof(T)) {
             NAME(row_lse)(x, y, len, &top, &sum);
             V scale = SET1((T)(1 / sum));
-            for (; i + LANES <= len; i += LANES) STORE(y + i, MUL(LOAD(y + i), scale));
+            for (; i <= len - LANES; i += LANES) STORE(y + i, MUL(LOAD(y + i), scale));
             if (i < len) STORE_N(y + i, MUL(LOAD_N(y + i, len - i), scale), len - i);
         } else { /* a half type cannot hold exp(x - max): compute it again, and round once */
             NAME(row_lse)(x, NULL, len, &top, &sum);

@@ -30,11 +30,11 @@
 /* Σx of one contiguous span; meanwhile what lies `ahead` of it is fetched. */
 FN_INLINE ACC NAME(sum_span)(ACC acc, const S *x, ptrdiff_t len, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
-    for (; i + 4 * LANES <= len; i += 4 * LANES) {
+    for (; i <= len - 4 * LANES; i += 4 * LANES) {
         if (ahead) { fn_prefetch(x + i + ahead); fn_prefetch(x + i + ahead + LINE); }
         acc = ADD4_AT(acc, x + i, LANES);
     }
-    for (; i + LANES <= len; i += LANES) acc = ACC_ADD(acc, LOAD(x + i));
+    for (; i <= len - LANES; i += LANES) acc = ACC_ADD(acc, LOAD(x + i));
     if (i < len) acc = ACC_ADD(acc, LOAD_N(x + i, len - i));
     return acc;
 }
@@ -45,11 +45,11 @@ FN_INLINE V NAME(square)(const S *x, V c) { V d = SUB(LOAD(x), c); return MUL(d,
 FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
     if (!EXACT_SQUARES)
-        for (; i + 8 * LANES <= len; i += 8 * LANES) {
+        for (; i <= len - 8 * LANES; i += 8 * LANES) {
             if (ahead) FETCH8(x + i + ahead);
             acc = ACC_ADD(acc, ADD(TREE4(SQUARE, 0), TREE4(SQUARE, 4)));
         }
-    for (; i + LANES <= len; i += LANES) {
+    for (; i <= len - LANES; i += LANES) {
         if (ahead) fn_prefetch(x + i + ahead);
         acc = ACC_SQUARE(acc, LOAD(x + i), c);
     }
@@ -168,9 +168,9 @@ FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, 
             head -= n;
         }
     }
-    for (; i + LANES <= len; i += LANES) {
+    for (; i <= len - LANES; i += LANES) {
         V z = NAME(activate)(NAME(normalize)(LOAD(x + i), v), has_res ? LOAD(res + i) : v.lo, has_res, relu);
-        if (ahead) fn_prefetch(x + i + ahead);
+        fn_prefetch(x + i + ahead);
         if (stream) STREAM(y + i, z); else STORE(y + i, z);
     }
     if (i < len) { ptrdiff_t n = len - i; ONE(n); }
@@ -221,7 +221,7 @@ FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a, double mean_lo) {
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len,
                                           NAME(affine_v) v, vd mean, int has_res, int relu) {
     ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) {
+    for (; i <= len - LANES; i += LANES) {
         if (!relu) { SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean); continue; }
         V xi = LOAD(x + i), g = NAME(gate)(LOAD(dy + i), xi, has_res ? LOAD(res + i) : xi, v, has_res, relu);
         a.sum = ACC_ADD(a.sum, g);
@@ -280,10 +280,10 @@ FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *d
             head -= n;
         }
     }
-    for (; i + LANES <= len; i += LANES) {
+    for (; i <= len - LANES; i += LANES) {
         V xi = LOAD(x + i);
         V g = NAME(gate)(LOAD(dy + i), xi, has_res ? LOAD(res + i) : v.lo, v, has_res, relu);
-        if (ahead) { fn_prefetch(x + i + ahead); fn_prefetch(dy + i + ahead); }
+        fn_prefetch(x + i + ahead); fn_prefetch(dy + i + ahead);
         if (dres) STORE(dres + i, g);
         V z = NAME(combine)(g, xi, v, a, b, c);
         if (stream) STREAM(dx + i, z); else STORE(dx + i, z);

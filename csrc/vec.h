@@ -51,29 +51,38 @@ typedef struct { fn_nd v[FN_PARTS]; } vd; /* 8 doubles */
 typedef struct { fn_nu v[FN_PARTS]; } vu; /* 16 unsigned 32-bit integers */
 typedef struct { fn_nl v[FN_PARTS]; } vl; /* 8 signed 64-bit integers */
 
-#define FN_EACH(p) _Pragma("GCC unroll 4") for (int p = 0; p < FN_PARTS; p++)
+/* The statement once for each native vector, p being a constant. (A loop over p keeps the vectors in memory until gcc unrolls
+   it, late, and takes several times as long to compile.) */
+#define FN_WITH(n, p, ...) { enum { p = n }; __VA_ARGS__; }
+#if FN_PARTS == 1
+#define FN_EACH(p, ...) do { FN_WITH(0, p, __VA_ARGS__) } while (0)
+#elif FN_PARTS == 2
+#define FN_EACH(p, ...) do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) } while (0)
+#else
+#define FN_EACH(p, ...) do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) FN_WITH(2, p, __VA_ARGS__) FN_WITH(3, p, __VA_ARGS__) } while (0)
+#endif
 
 /* ---- float: load, store, arithmetic. Each line is one IEEE operation per lane. ---- */
 
-FN_INLINE vf vf_load(const float *s) { vf r; FN_EACH(p) r.v[p] = *(const fn_nf_mem *)(s + p * (FN_NATIVE / 4)); return r; }
-FN_INLINE void vf_store(float *d, vf a) { FN_EACH(p) *(fn_nf_mem *)(d + p * (FN_NATIVE / 4)) = a.v[p]; }
-FN_INLINE vf vf_set1(float c) { vf r; FN_EACH(p) r.v[p] = c - (fn_nf){0}; return r; }
-FN_INLINE vf vf_zero(void) { vf r; FN_EACH(p) r.v[p] = (fn_nf){0}; return r; }
-FN_INLINE vf vf_add(vf a, vf b) { FN_EACH(p) a.v[p] += b.v[p]; return a; }
-FN_INLINE vf vf_sub(vf a, vf b) { FN_EACH(p) a.v[p] -= b.v[p]; return a; }
-FN_INLINE vf vf_mul(vf a, vf b) { FN_EACH(p) a.v[p] *= b.v[p]; return a; }
-FN_INLINE vf vf_div(vf a, vf b) { FN_EACH(p) a.v[p] /= b.v[p]; return a; }
+FN_INLINE vf vf_load(const float *s) { vf r; FN_EACH(p, r.v[p] = *(const fn_nf_mem *)(s + p * (FN_NATIVE / 4))); return r; }
+FN_INLINE void vf_store(float *d, vf a) { FN_EACH(p, *(fn_nf_mem *)(d + p * (FN_NATIVE / 4)) = a.v[p]); }
+FN_INLINE vf vf_set1(float c) { vf r; FN_EACH(p, r.v[p] = c - (fn_nf){0}); return r; }
+FN_INLINE vf vf_zero(void) { vf r; FN_EACH(p, r.v[p] = (fn_nf){0}); return r; }
+FN_INLINE vf vf_add(vf a, vf b) { FN_EACH(p, a.v[p] += b.v[p]); return a; }
+FN_INLINE vf vf_sub(vf a, vf b) { FN_EACH(p, a.v[p] -= b.v[p]); return a; }
+FN_INLINE vf vf_mul(vf a, vf b) { FN_EACH(p, a.v[p] *= b.v[p]); return a; }
+FN_INLINE vf vf_div(vf a, vf b) { FN_EACH(p, a.v[p] /= b.v[p]); return a; }
 
 /* ---- double ---- */
 
-FN_INLINE vd vd_load(const double *s) { vd r; FN_EACH(p) r.v[p] = *(const fn_nd_mem *)(s + p * (FN_NATIVE / 8)); return r; }
-FN_INLINE void vd_store(double *d, vd a) { FN_EACH(p) *(fn_nd_mem *)(d + p * (FN_NATIVE / 8)) = a.v[p]; }
-FN_INLINE vd vd_set1(double c) { vd r; FN_EACH(p) r.v[p] = c - (fn_nd){0}; return r; }
-FN_INLINE vd vd_zero(void) { vd r; FN_EACH(p) r.v[p] = (fn_nd){0}; return r; }
-FN_INLINE vd vd_add(vd a, vd b) { FN_EACH(p) a.v[p] += b.v[p]; return a; }
-FN_INLINE vd vd_sub(vd a, vd b) { FN_EACH(p) a.v[p] -= b.v[p]; return a; }
-FN_INLINE vd vd_mul(vd a, vd b) { FN_EACH(p) a.v[p] *= b.v[p]; return a; }
-FN_INLINE vd vd_div(vd a, vd b) { FN_EACH(p) a.v[p] /= b.v[p]; return a; }
+FN_INLINE vd vd_load(const double *s) { vd r; FN_EACH(p, r.v[p] = *(const fn_nd_mem *)(s + p * (FN_NATIVE / 8))); return r; }
+FN_INLINE void vd_store(double *d, vd a) { FN_EACH(p, *(fn_nd_mem *)(d + p * (FN_NATIVE / 8)) = a.v[p]); }
+FN_INLINE vd vd_set1(double c) { vd r; FN_EACH(p, r.v[p] = c - (fn_nd){0}); return r; }
+FN_INLINE vd vd_zero(void) { vd r; FN_EACH(p, r.v[p] = (fn_nd){0}); return r; }
+FN_INLINE vd vd_add(vd a, vd b) { FN_EACH(p, a.v[p] += b.v[p]); return a; }
+FN_INLINE vd vd_sub(vd a, vd b) { FN_EACH(p, a.v[p] -= b.v[p]); return a; }
+FN_INLINE vd vd_mul(vd a, vd b) { FN_EACH(p, a.v[p] *= b.v[p]); return a; }
+FN_INLINE vd vd_div(vd a, vd b) { FN_EACH(p, a.v[p] /= b.v[p]); return a; }
 
 /* ---- masks: keep lanes 0 .. n-1, or the lanes where z > 0 (NaN counts as kept), and clear the others to +0 ---- */
 
@@ -82,45 +91,45 @@ static const int32_t fn_lanes32[32] __attribute__((aligned(64), unused)) =
 
 FN_INLINE vf vf_first(vf a, ptrdiff_t n) {
     const int32_t *m = fn_lanes32 + 16 - n;
-    FN_EACH(p) a.v[p] = (fn_nf)((fn_ni)a.v[p] & *(const fn_ni_mem *)(m + p * (FN_NATIVE / 4)));
+    FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)a.v[p] & *(const fn_ni_mem *)(m + p * (FN_NATIVE / 4))));
     return a;
 }
 FN_INLINE vd vd_first(vd a, ptrdiff_t n) {
     const int32_t *m = fn_lanes32 + 16 - 2 * n;
-    FN_EACH(p) a.v[p] = (fn_nd)((fn_nl)a.v[p] & *(const fn_nl_mem *)(m + p * (FN_NATIVE / 4)));
+    FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & *(const fn_nl_mem *)(m + p * (FN_NATIVE / 4))));
     return a;
 }
 /* Lanes 0 .. n-1 of a, the others from b. */
 FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
     vf keep = vf_first(a, n), rest = vf_first(b, n);
-    FN_EACH(p) a.v[p] = (fn_nf)((fn_ni)keep.v[p] | ((fn_ni)b.v[p] ^ (fn_ni)rest.v[p]));
+    FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)keep.v[p] | ((fn_ni)b.v[p] ^ (fn_ni)rest.v[p])));
     return a;
 }
 FN_INLINE vd vd_first_or(vd a, vd b, ptrdiff_t n) {
     vd keep = vd_first(a, n), rest = vd_first(b, n);
-    FN_EACH(p) a.v[p] = (fn_nd)((fn_nl)keep.v[p] | ((fn_nl)b.v[p] ^ (fn_nl)rest.v[p]));
+    FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)keep.v[p] | ((fn_nl)b.v[p] ^ (fn_nl)rest.v[p])));
     return a;
 }
-FN_INLINE vf vf_where_positive(vf z, vf a) { FN_EACH(p) a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(z.v[p] <= 0.0f)); return a; }
-FN_INLINE vd vd_where_positive(vd z, vd a) { FN_EACH(p) a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(z.v[p] <= 0.0)); return a; }
+FN_INLINE vf vf_where_positive(vf z, vf a) { FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(z.v[p] <= 0.0f))); return a; }
+FN_INLINE vd vd_where_positive(vd z, vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(z.v[p] <= 0.0))); return a; }
 
 /* ---- comparison: the larger of a and limit (a where a is NaN); x where a ≥ limit, else +0 ---- */
 
 FN_INLINE vf vf_at_least(vf a, vf limit) {
-    FN_EACH(p) { fn_ni below = (fn_ni)(a.v[p] < limit.v[p]); a.v[p] = (fn_nf)(((fn_ni)limit.v[p] & below) | ((fn_ni)a.v[p] & ~below)); }
+    FN_EACH(p, { fn_ni below = (fn_ni)(a.v[p] < limit.v[p]); a.v[p] = (fn_nf)(((fn_ni)limit.v[p] & below) | ((fn_ni)a.v[p] & ~below)); });
     return a;
 }
 FN_INLINE vd vd_at_least(vd a, vd limit) {
-    FN_EACH(p) { fn_nl below = (fn_nl)(a.v[p] < limit.v[p]); a.v[p] = (fn_nd)(((fn_nl)limit.v[p] & below) | ((fn_nl)a.v[p] & ~below)); }
+    FN_EACH(p, { fn_nl below = (fn_nl)(a.v[p] < limit.v[p]); a.v[p] = (fn_nd)(((fn_nl)limit.v[p] & below) | ((fn_nl)a.v[p] & ~below)); });
     return a;
 }
-FN_INLINE vf vf_zero_below(vf a, vf limit, vf x) { FN_EACH(p) x.v[p] = (fn_nf)((fn_ni)x.v[p] & ~(fn_ni)(a.v[p] < limit.v[p])); return x; }
-FN_INLINE vd vd_zero_below(vd a, vd limit, vd x) { FN_EACH(p) x.v[p] = (fn_nd)((fn_nl)x.v[p] & ~(fn_nl)(a.v[p] < limit.v[p])); return x; }
+FN_INLINE vf vf_zero_below(vf a, vf limit, vf x) { FN_EACH(p, x.v[p] = (fn_nf)((fn_ni)x.v[p] & ~(fn_ni)(a.v[p] < limit.v[p]))); return x; }
+FN_INLINE vd vd_zero_below(vd a, vd limit, vd x) { FN_EACH(p, x.v[p] = (fn_nd)((fn_nl)x.v[p] & ~(fn_nl)(a.v[p] < limit.v[p]))); return x; }
 
 /* ---- 2^(n + 64), or 2^(n + 256) for doubles, from k = n + 1.5·2^23 (1.5·2^52): n is in the low bits of k ---- */
 
-FN_INLINE vf vf_power_of_two(vf k) { FN_EACH(p) k.v[p] = (fn_nf)(((fn_nu)k.v[p] << 23) + (191u << 23)); return k; }
-FN_INLINE vd vd_power_of_two(vd k) { FN_EACH(p) k.v[p] = (fn_nd)(((fn_nul)k.v[p] << 52) + ((uint64_t)1279 << 52)); return k; }
+FN_INLINE vf vf_power_of_two(vf k) { FN_EACH(p, k.v[p] = (fn_nf)(((fn_nu)k.v[p] << 23) + (191u << 23))); return k; }
+FN_INLINE vd vd_power_of_two(vd k) { FN_EACH(p, k.v[p] = (fn_nd)(((fn_nul)k.v[p] << 52) + ((uint64_t)1279 << 52))); return k; }
 
 /* ---- lanes whose bit is set, the others cleared to +0 ---- */
 
@@ -129,17 +138,17 @@ static const int32_t fn_bits32[16] __attribute__((aligned(64), unused)) =
 static const int64_t fn_bits64[8] __attribute__((aligned(64), unused)) = {1, 2, 4, 8, 16, 32, 64, 128};
 
 FN_INLINE vf vf_keep(vf a, uint32_t bits) {
-    FN_EACH(p) {
+    FN_EACH(p, {
         fn_ni b = *(const fn_ni_mem *)(fn_bits32 + p * (FN_NATIVE / 4));
         a.v[p] = (fn_nf)((fn_ni)a.v[p] & (fn_ni)((b & (int32_t)bits) == b));
-    }
+    });
     return a;
 }
 FN_INLINE vd vd_keep(vd a, uint32_t bits) {
-    FN_EACH(p) {
+    FN_EACH(p, {
         fn_nl b = *(const fn_nl_mem *)(fn_bits64 + p * (FN_NATIVE / 8));
         a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)((b & (int64_t)bits) == b));
-    }
+    });
     return a;
 }
 
@@ -152,38 +161,38 @@ FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) { return _mm512_cmpge_epu32_mas
 #define FN_MUL_EVEN(a, m) (fn_nul)_mm256_mul_epu32((__m256i)(a), _mm256_set1_epi32((int)(m)))
 FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) {
     uint32_t bits = 0;
-    FN_EACH(p) bits |= (uint32_t)_mm256_movemask_ps((__m256)(a.v[p] >= t)) << (8 * p);
+    FN_EACH(p, bits |= (uint32_t)_mm256_movemask_ps((__m256)(a.v[p] >= t)) << (8 * p));
     return bits;
 }
 #elif defined(FN_X86)
 #define FN_MUL_EVEN(a, m) (fn_nul)_mm_mul_epu32((__m128i)(a), _mm_set1_epi32((int)(m)))
 FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) {
     uint32_t bits = 0;
-    FN_EACH(p) bits |= (uint32_t)_mm_movemask_ps((__m128)(a.v[p] >= t)) << (4 * p);
+    FN_EACH(p, bits |= (uint32_t)_mm_movemask_ps((__m128)(a.v[p] >= t)) << (4 * p));
     return bits;
 }
 #else
 #define FN_MUL_EVEN(a, m) (((fn_nul)(a) & 0xffffffffu) * (m))
 FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) {
     uint32_t bits = 0;
-    FN_EACH(p) for (int i = 0; i < 4; i++) bits |= (uint32_t)(a.v[p][i] >= t) << (4 * p + i);
+    FN_EACH(p, for (int i = 0; i < 4; i++) bits |= (uint32_t)(a.v[p][i] >= t) << (4 * p + i));
     return bits;
 }
 #endif
 FN_INLINE void vu_multiply(vu a, uint32_t m, vu *high, vu *low) {
-    FN_EACH(p) {
+    FN_EACH(p, {
         fn_nul even = FN_MUL_EVEN(a.v[p], m), odd = FN_MUL_EVEN((fn_nul)a.v[p] >> 32, m), half = (fn_nul){0} + 0xffffffffu;
         low->v[p] = (fn_nu)((even & half) | (odd << 32));
         high->v[p] = (fn_nu)((even >> 32) | (odd & ~half));
-    }
+    });
 }
-FN_INLINE vu vu_xor(vu a, vu b) { FN_EACH(p) a.v[p] ^= b.v[p]; return a; }
-FN_INLINE vu vu_set1(uint32_t c) { vu r; FN_EACH(p) r.v[p] = (fn_nu){0} + c; return r; }
+FN_INLINE vu vu_xor(vu a, vu b) { FN_EACH(p, a.v[p] ^= b.v[p]); return a; }
+FN_INLINE vu vu_set1(uint32_t c) { vu r; FN_EACH(p, r.v[p] = (fn_nu){0} + c); return r; }
 /* c, c + 1, ... c + 15 */
 FN_INLINE vu vu_count(uint32_t c) {
     static const uint32_t steps[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vu r;
-    FN_EACH(p) r.v[p] = (fn_nu)*(const fn_ni_mem *)(const void *)(steps + p * (FN_NATIVE / 4)) + c;
+    FN_EACH(p, r.v[p] = (fn_nu)*(const fn_ni_mem *)(const void *)(steps + p * (FN_NATIVE / 4)) + c);
     return r;
 }
 
@@ -199,7 +208,7 @@ FN_INLINE vd fn_widen(__m128 a, __m128 b) { vd r; r.v[0] = (fn_nd)_mm256_cvtps_p
 FN_INLINE vd vf_low(vf a) { return fn_widen(_mm256_castps256_ps128((__m256)a.v[0]), _mm256_extractf128_ps((__m256)a.v[0], 1)); }
 FN_INLINE vd vf_high(vf a) { return fn_widen(_mm256_castps256_ps128((__m256)a.v[1]), _mm256_extractf128_ps((__m256)a.v[1], 1)); }
 FN_INLINE vd vd_load_float(const float *s) { return fn_widen(_mm_loadu_ps(s), _mm_loadu_ps(s + 4)); }
-FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH(p) _mm_storeu_ps(d + 4 * p, _mm256_cvtpd_ps((__m256d)a.v[p])); }
+FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH(p, _mm_storeu_ps(d + 4 * p, _mm256_cvtpd_ps((__m256d)a.v[p]))); }
 #elif defined(FN_X86)
 FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
     vd r;
@@ -227,7 +236,7 @@ FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
 FN_INLINE vd vf_low(vf a) { return fn_widen(a.v[0], a.v[1]); }
 FN_INLINE vd vf_high(vf a) { return fn_widen(a.v[2], a.v[3]); }
 FN_INLINE vd vd_load_float(const float *s) { return fn_widen(*(const fn_nf_mem *)s, *(const fn_nf_mem *)(s + 4)); }
-FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH(p) { d[2 * p] = (float)a.v[p][0]; d[2 * p + 1] = (float)a.v[p][1]; } }
+FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH(p, { d[2 * p] = (float)a.v[p][0]; d[2 * p + 1] = (float)a.v[p][1]; }); }
 #endif
 
 /* ---- partial load (missing lanes are +0) and partial store of the first n lanes, 0 < n < lanes ---- */
@@ -241,22 +250,22 @@ FN_INLINE void vd_store_n(double *d, vd a, ptrdiff_t n) { _mm512_mask_storeu_pd(
 FN_INLINE vf vf_load_n(const float *s, ptrdiff_t n) {
     vf r;
     const int32_t *m = fn_lanes32 + 16 - n;
-    FN_EACH(p) r.v[p] = (fn_nf)_mm256_maskload_ps(s + 8 * p, _mm256_loadu_si256((const __m256i *)(m + 8 * p)));
+    FN_EACH(p, r.v[p] = (fn_nf)_mm256_maskload_ps(s + 8 * p, _mm256_loadu_si256((const __m256i *)(m + 8 * p))));
     return r;
 }
 FN_INLINE void vf_store_n(float *d, vf a, ptrdiff_t n) {
     const int32_t *m = fn_lanes32 + 16 - n;
-    FN_EACH(p) _mm256_maskstore_ps(d + 8 * p, _mm256_loadu_si256((const __m256i *)(m + 8 * p)), (__m256)a.v[p]);
+    FN_EACH(p, _mm256_maskstore_ps(d + 8 * p, _mm256_loadu_si256((const __m256i *)(m + 8 * p)), (__m256)a.v[p]));
 }
 FN_INLINE vd vd_load_n(const double *s, ptrdiff_t n) {
     vd r;
     const int32_t *m = fn_lanes32 + 16 - 2 * n;
-    FN_EACH(p) r.v[p] = (fn_nd)_mm256_maskload_pd(s + 4 * p, _mm256_loadu_si256((const __m256i *)(m + 8 * p)));
+    FN_EACH(p, r.v[p] = (fn_nd)_mm256_maskload_pd(s + 4 * p, _mm256_loadu_si256((const __m256i *)(m + 8 * p))));
     return r;
 }
 FN_INLINE void vd_store_n(double *d, vd a, ptrdiff_t n) {
     const int32_t *m = fn_lanes32 + 16 - 2 * n;
-    FN_EACH(p) _mm256_maskstore_pd(d + 4 * p, _mm256_loadu_si256((const __m256i *)(m + 8 * p)), (__m256d)a.v[p]);
+    FN_EACH(p, _mm256_maskstore_pd(d + 4 * p, _mm256_loadu_si256((const __m256i *)(m + 8 * p)), (__m256d)a.v[p]));
 }
 #else
 FN_OUTLINE vf vf_load_n(const float *s, ptrdiff_t n) { float t[16] = {0}; memcpy(t, s, (size_t)n * 4); return vf_load(t); }
@@ -273,11 +282,11 @@ FN_OUTLINE void vd_store_float_n(float *d, vd a, ptrdiff_t n) { float t[8]; vd_s
 FN_INLINE void vf_stream(float *d, vf a) { _mm512_stream_ps(d, (__m512)a.v[0]); }
 FN_INLINE void vd_stream(double *d, vd a) { _mm512_stream_pd(d, (__m512d)a.v[0]); }
 #elif FN_LEVEL == 2
-FN_INLINE void vf_stream(float *d, vf a) { FN_EACH(p) _mm256_stream_ps(d + 8 * p, (__m256)a.v[p]); }
-FN_INLINE void vd_stream(double *d, vd a) { FN_EACH(p) _mm256_stream_pd(d + 4 * p, (__m256d)a.v[p]); }
+FN_INLINE void vf_stream(float *d, vf a) { FN_EACH(p, _mm256_stream_ps(d + 8 * p, (__m256)a.v[p])); }
+FN_INLINE void vd_stream(double *d, vd a) { FN_EACH(p, _mm256_stream_pd(d + 4 * p, (__m256d)a.v[p])); }
 #elif defined(FN_X86)
-FN_INLINE void vf_stream(float *d, vf a) { FN_EACH(p) _mm_stream_ps(d + 4 * p, (__m128)a.v[p]); }
-FN_INLINE void vd_stream(double *d, vd a) { FN_EACH(p) _mm_stream_pd(d + 2 * p, (__m128d)a.v[p]); }
+FN_INLINE void vf_stream(float *d, vf a) { FN_EACH(p, _mm_stream_ps(d + 4 * p, (__m128)a.v[p])); }
+FN_INLINE void vd_stream(double *d, vd a) { FN_EACH(p, _mm_stream_pd(d + 2 * p, (__m128d)a.v[p])); }
 #else
 FN_INLINE void vf_stream(float *d, vf a) { vf_store(d, a); }
 FN_INLINE void vd_stream(double *d, vd a) { vd_store(d, a); }

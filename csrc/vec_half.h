@@ -56,7 +56,7 @@ FN_INLINE void vu_stream_words(uint16_t *d, vu a) { _mm256_stream_si256((__m256i
 #elif FN_LEVEL == 2
 FN_INLINE vu vu_load_words(const uint16_t *s) {
     vu r;
-    FN_EACH(p) r.v[p] = (fn_nu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(s + 8 * p)));
+    FN_EACH(p, r.v[p] = (fn_nu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(s + 8 * p))));
     return r;
 }
 FN_INLINE __m256i fn_words(vu a) {
@@ -82,28 +82,28 @@ FN_INLINE __m128i fn_words(vu a, int p) { /* the signed pack of sign-extended wo
 FN_INLINE void vu_store_words(uint16_t *d, vu a) { for (int p = 0; p < 2; p++) _mm_storeu_si128((__m128i *)(d + 8 * p), fn_words(a, p)); }
 FN_INLINE void vu_stream_words(uint16_t *d, vu a) { for (int p = 0; p < 2; p++) _mm_stream_si128((__m128i *)(d + 8 * p), fn_words(a, p)); }
 #else
-FN_INLINE vu vu_load_words(const uint16_t *s) { vu r; FN_EACH(p) r.v[p] = (fn_nu){s[4 * p], s[4 * p + 1], s[4 * p + 2], s[4 * p + 3]}; return r; }
-FN_INLINE void vu_store_words(uint16_t *d, vu a) { FN_EACH(p) for (int i = 0; i < 4; i++) d[4 * p + i] = (uint16_t)a.v[p][i]; }
+FN_INLINE vu vu_load_words(const uint16_t *s) { vu r; FN_EACH(p, r.v[p] = (fn_nu){s[4 * p], s[4 * p + 1], s[4 * p + 2], s[4 * p + 3]}); return r; }
+FN_INLINE void vu_store_words(uint16_t *d, vu a) { FN_EACH(p, for (int i = 0; i < 4; i++) d[4 * p + i] = (uint16_t)a.v[p][i]); }
 FN_INLINE void vu_stream_words(uint16_t *d, vu a) { vu_store_words(d, a); }
 #endif
 
-FN_INLINE vu vu_of(vf a) { vu r; FN_EACH(p) r.v[p] = (fn_nu)a.v[p]; return r; }
-FN_INLINE vf vf_of(vu a) { vf r; FN_EACH(p) r.v[p] = (fn_nf)a.v[p]; return r; }
+FN_INLINE vu vu_of(vf a) { vu r; FN_EACH(p, r.v[p] = (fn_nu)a.v[p]); return r; }
+FN_INLINE vf vf_of(vu a) { vf r; FN_EACH(p, r.v[p] = (fn_nf)a.v[p]); return r; }
 
 /* ---- bfloat16 ---- */
 
-FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p) r.v[p] <<= 16; return vf_of(r); }
+FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p, r.v[p] <<= 16); return vf_of(r); }
 FN_INLINE vu fn_to_bf16(vf a) {
     vu r;
-    FN_EACH(p) {
+    FN_EACH(p, {
         fn_nu u = (fn_nu)a.v[p], nan = (fn_nu)(a.v[p] != a.v[p]);
         r.v[p] = (((u + 0x7fff + (u >> 16 & 1)) & ~nan) | ((u | 0x400000) & nan)) >> 16;
-    }
+    });
     return r;
 }
 FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { vu_store_words(d, fn_to_bf16(a)); }
 FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { vu_stream_words(d, fn_to_bf16(a)); }
-FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p) r.v[p] <<= 16; return vf_of(r); }
+FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p, r.v[p] <<= 16); return vf_of(r); }
 
 /* ---- float16 ---- */
 
@@ -116,32 +116,33 @@ FN_INLINE vf vf_round_f16(vf a) { a.v[0] = (fn_nf)_mm512_cvtph_ps(fn_to_f16(a));
 #elif FN_LEVEL == 2
 FN_INLINE vf vf_load_f16(const fn_f16 *s) {
     vf r;
-    FN_EACH(p) r.v[p] = (fn_nf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(s + 8 * p)));
+    FN_EACH(p, r.v[p] = (fn_nf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(s + 8 * p))));
     return r;
 }
 FN_INLINE __m128i fn_to_f16(fn_nf a) { return _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT); }
-FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { FN_EACH(p) _mm_storeu_si128((__m128i *)(d + 8 * p), fn_to_f16(a.v[p])); }
-FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { FN_EACH(p) _mm_stream_si128((__m128i *)(d + 8 * p), fn_to_f16(a.v[p])); }
-FN_INLINE vf vf_round_f16(vf a) { FN_EACH(p) a.v[p] = (fn_nf)_mm256_cvtph_ps(fn_to_f16(a.v[p])); return a; }
+FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { FN_EACH(p, _mm_storeu_si128((__m128i *)(d + 8 * p), fn_to_f16(a.v[p]))); }
+FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { FN_EACH(p, _mm_stream_si128((__m128i *)(d + 8 * p), fn_to_f16(a.v[p]))); }
+FN_INLINE vf vf_round_f16(vf a) { FN_EACH(p, a.v[p] = (fn_nf)_mm256_cvtph_ps(fn_to_f16(a.v[p]))); return a; }
 #else
-FN_INLINE vu fn_to_f16(vf x) {
+/* In integers, and not inlined: thirty operations here and there in every kernel would be a quarter of the library. */
+FN_OUTLINE vu fn_to_f16(vf x) {
     vu r;
-    FN_EACH(p) {
+    FN_EACH(p, {
         fn_nu u = (fn_nu)x.v[p], sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
         fn_nu nan = (fn_nu)(a > 0x7f800000), big = (fn_nu)(a >= 0x47800000), small = (fn_nu)(a < 0x38800000);
         fn_nu subnormal = (fn_nu)((fn_nf)a + 0.5f) - 0x3f000000, normal = (a + 0xc8000fff + (a >> 13 & 1)) >> 13;
         r.v[p] = sign | (nan & (0x7e00 | (a >> 13 & 0x1ff))) | (big & ~nan & 0x7c00) | (small & subnormal) | (~(big | small) & normal);
-    }
+    });
     return r;
 }
-FN_INLINE vf fn_of_f16(vu h) {
+FN_OUTLINE vf fn_of_f16(vu h) {
     vf r;
-    FN_EACH(p) {
+    FN_EACH(p, {
         fn_nu m = (h.v[p] & 0x7fff) << 13, sign = (h.v[p] & 0x8000) << 16;
         fn_nu big = (fn_nu)(m >= 0x0f800000), nan = (fn_nu)(m > 0x0f800000);
         fn_nu finite = (fn_nu)((fn_nf)m * 0x1p112f);
         r.v[p] = (fn_nf)(sign | (~big & finite) | (big & (m | 0x7f800000)) | (nan & 0x400000));
-    }
+    });
     return r;
 }
 FN_INLINE vf vf_load_f16(const fn_f16 *s) { return fn_of_f16(vu_load_words(s)); }
