@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 
 import fastnorm as fn
@@ -164,17 +163,16 @@ def test_compare_prints_and_writes_every_figure(tmp_path: Path, capsys: pytest.C
 
 def test_compare_answers_ctrl_c_with_what_it_has(tmp_path: Path) -> None:
     pytest.importorskip("rich")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastnorm", "compare", "--ops", "batch_norm", "--json", str(tmp_path / "a.json")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(2.5)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in error and "Traceback" not in error
+    table = tmp_path / "a.json"
+    shapes = ["--ops", "layer_norm", "--shapes", "64x256,32x128,16x64", "--seconds", "0.5"]
+    # Its bar counts the rows, and shows on a terminal alone.
+    process, screen = processes.start_on_terminal("compare", *shapes, "--json", str(table))
+    processes.wait_until(lambda: "1/6" in screen.text(), process)
+    status, _ = processes.interrupt(process)
+    error = screen.text()
+    assert status == 130, error
+    assert "interrupted after" in error and "of 6 rows" in error and "Traceback" not in error
+    assert 1 <= len(json.loads(table.read_text())["rows"]) < 6
 
 
 @pytest.mark.parametrize("peer", ["torch", "jax", "onnxruntime"])

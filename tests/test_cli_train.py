@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 
 pytest.importorskip("sklearn")
@@ -173,18 +170,10 @@ def test_ctrl_c_keeps_the_state_and_resume_ends_with_the_same_bits(tmp_path: Pat
     command = ["train", "--epochs", "30", "--samples", "200", "--width", "8", "--layers", "2", "--batch-size", "16"]
     command += ["--no-timing", "--checkpoint"]
     broken, whole = tmp_path / "broken.npz", tmp_path / "whole.npz"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastnorm", *command, str(broken)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not broken.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    process = processes.start(*command, str(broken))
+    processes.wait_until(broken.exists, process)
+    status, error = processes.interrupt(process)
+    assert status == 130, error
     assert error.count("\n") == 1 and "interrupted in epoch" in error and "--resume" in error
     epoch, _ = Training.read(broken)["position"]
     assert 1 <= epoch < 30

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 
 optuna = pytest.importorskip("optuna")
@@ -97,13 +96,9 @@ def test_a_search_killed_in_the_middle_goes_on_to_the_same_trials(
     """SIGKILL leaves a trial running in the file; resumed, the search ends with the trials of an undisturbed one."""
     command = [*SMALL, "--trials", "8", "--storage"]
     broken, whole = tmp_path / "broken.db", tmp_path / "whole.db"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastnorm", *command, str(broken)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 60
-    while len(completed(broken)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process = processes.start(*command, str(broken))
+    processes.wait_until(lambda: len(completed(broken)) >= 2, process)
+    process.kill()
     process.communicate()
     before = completed(broken)
     assert 2 <= len(before) < 8
@@ -144,16 +139,11 @@ def test_trials_lost_at_any_moment_are_tried_again(kind: str) -> None:
 
 def test_ctrl_c_in_a_search_is_one_line_and_status_130(tmp_path: Path) -> None:
     file = tmp_path / "s.db"
-    command = [sys.executable, "-m", "fastnorm", "tune", "--epochs", "3", "--trials", "200", "--jobs", "2"]
-    process = subprocess.Popen(
-        [*command, "--storage", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not trials_in(file) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    command = ["tune", "--epochs", "3", "--trials", "200", "--jobs", "2", "--storage", str(file)]
+    process = processes.start(*command)
+    processes.wait_until(lambda: bool(trials_in(file)), process)
+    status, error = processes.interrupt(process)
+    assert status == 130, error
     assert error.count("\n") == 1 and "interrupted after" in error and "goes on" in error
 
 
