@@ -15,8 +15,10 @@ optuna = pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
-from fastnorm.cli import main, tune  # noqa: E402
+from fastnorm.cli import main  # noqa: E402
 from fastnorm.cli.training import Training  # noqa: E402
+from fastnorm.cli.tune.space import SPACE, grid, narrowed  # noqa: E402
+from fastnorm.cli.tune.study import Study  # noqa: E402
 
 SMALL = ["tune", "--samples", "60", "--epochs", "1", "--final-epochs", "0"]
 
@@ -39,8 +41,8 @@ def test_the_scales_are_what_they_say() -> None:
     """Whole numbers uniform; the rate uniform in its logarithm; momentum uniform in the logarithm of 1 - beta."""
     sampler = optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(sampler=sampler)
-    drawn = [study.ask({n: axis.distribution() for n, axis in tune.SPACE.items()}).params for _ in range(400)]
-    for name, axis in tune.SPACE.items():
+    drawn = [study.ask({n: axis.distribution() for n, axis in SPACE.items()}).params for _ in range(400)]
+    for name, axis in SPACE.items():
         values = np.array([d[name] for d in drawn])
         assert values.min() >= axis.low and values.max() <= axis.high
         inner = np.log(values) if axis.log else values
@@ -48,14 +50,14 @@ def test_the_scales_are_what_they_say() -> None:
         assert abs(np.mean((inner - low) / (high - low)) - 0.5) < 0.06, name
         if axis.whole:
             assert all(isinstance(d[name], int) for d in drawn)
-    assert tune.SPACE["lr"].log and tune.SPACE["one_minus_momentum"].log
-    assert not tune.SPACE["layers"].log and not tune.SPACE["width"].log
+    assert SPACE["lr"].log and SPACE["one_minus_momentum"].log
+    assert not SPACE["layers"].log and not SPACE["width"].log
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 24, 100])
 def test_a_grid_gives_the_important_parameters_more_levels(count: int) -> None:
-    space = dict(tune.SPACE)
-    points = tune.grid(space, count)
+    space = dict(SPACE)
+    points = grid(space, count)
     assert 1 <= len(points) <= count
     levels = [len({point[name] for point in points}) for name in space]
     assert levels == sorted(levels, reverse=True)
@@ -64,13 +66,13 @@ def test_a_grid_gives_the_important_parameters_more_levels(count: int) -> None:
 
 
 def test_rounds_narrow_towards_the_best() -> None:
-    space = {"lr": tune.SPACE["lr"], "layers": tune.SPACE["layers"]}
+    space = {"lr": SPACE["lr"], "layers": SPACE["layers"]}
     rng = np.random.default_rng(0)
     trials = [
         ({"lr": float(rate), "layers": int(layers)}, abs(np.log10(rate) + 3) + abs(layers - 5))
         for rate, layers in zip(10 ** rng.uniform(-4, -1, 60), rng.integers(1, 7, 60), strict=True)
     ]
-    fine = tune.narrowed(space, trials)
+    fine = narrowed(space, trials)
     assert 1e-4 <= fine["lr"].low < 1e-3 < fine["lr"].high < 1e-1
     assert fine["layers"].low >= 3 and fine["layers"].high == 6
     assert fine["lr"].high / fine["lr"].low < 1e-1 / 1e-4
@@ -113,10 +115,10 @@ def test_a_search_killed_in_the_middle_goes_on_to_the_same_trials(
 def test_trials_lost_at_any_moment_are_tried_again(kind: str) -> None:
     """A process may end with some trials running, some of their parameters not yet written, others after them done."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = {name: tune.SPACE[name] for name in ("lr", "width", "layers")}
+    space = {name: SPACE[name] for name in ("lr", "width", "layers")}
 
-    def search(storage: Any) -> tune.Study:
-        return tune.Study(optuna, storage, "s", space, 0, kind, 8)
+    def search(storage: Any) -> Study:
+        return Study(optuna, storage, "s", space, 0, kind, 8)
 
     whole = search(optuna.storages.InMemoryStorage())
     expected = []
