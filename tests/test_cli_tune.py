@@ -196,6 +196,21 @@ def test_tending_keeps_what_helps_and_resumes(tmp_path: Path, capsys: pytest.Cap
     assert plot.stat().st_size > 5_000
 
 
+def test_a_tended_model_is_not_resumed_with_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.npz"
+    start = ["tune", "--tend", "--samples", "60", "--epochs", "1", "--checkpoint", str(file)]
+    assert main([*start, "--norm", "layer", "--optimizer", "sgd", "--seed", "3", "--lr", "0.02"]) == 0
+    capsys.readouterr()
+    before = file.read_bytes()
+    others = {"--norm": "batch", "--optimizer": "adam", "--seed": "0", "--lr": "0.05"}
+    for option, value in others.items():
+        assert main([*start, "--resume", option, value]) == 2
+        error = capsys.readouterr().err
+        assert f"{option} {value} contradicts the checkpoint" in error and error.count("\n") == 1
+    assert file.read_bytes() == before
+    assert main([*start, "--resume", "--norm", "layer", "--lr", "0.02"]) == 0, "the same again is no contradiction"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -207,6 +222,12 @@ def test_tending_keeps_what_helps_and_resumes(tmp_path: Path, capsys: pytest.Cap
         ["--lr", "0.1"],
         ["--tend", "--resume"],
         ["--tend", "--storage", "a.db"],
+        ["--tend", "--trials", "24"],
+        ["--tend", "--search", "random"],
+        ["--tend", "--rounds", "2"],
+        ["--tend", "--params", "lr"],
+        ["--tend", "--final-epochs", "0"],
+        ["--tend", "--jobs", "2"],
         ["--norm", "nonsense"],
     ],
     ids=" ".join,
@@ -219,3 +240,4 @@ def test_wrong_input_gets_one_line_and_status_2(arguments: list[str], capsys: py
     assert status == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Traceback" not in error
+    assert arguments[0] != "--tend" or arguments[1] in error

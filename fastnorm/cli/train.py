@@ -32,7 +32,7 @@ from fastnorm.cli.common import (
     whole,
 )
 from fastnorm.cli.models import NORM_FUNCTIONS, NORMS
-from fastnorm.cli.training import DEFAULT_LR, OPTIMIZERS, SCHEDULES, Settings, Training
+from fastnorm.cli.training import DEFAULT_LR, OPTIMIZERS, SCHEDULES, Settings, Training, refuse_contradictions
 
 __all__ = ["add_parser", "run"]
 
@@ -196,12 +196,7 @@ def settings_of(args: argparse.Namespace, stored: dict[str, Any] | None) -> Sett
         if getattr(args, field.name, None) is not None
     }
     if stored is not None:
-        for name, value in given.items():
-            if name != "epochs" and value != stored[name]:
-                option = "--" + name.replace("_", "-")
-                raise CommandError(
-                    f"{option} {value} contradicts the checkpoint, which was written with {option} {stored[name]}"
-                )
+        refuse_contradictions(given, stored)
         return Settings(**{**stored, **given})
     if "lr" not in given:
         given["lr"] = DEFAULT_LR[given.get("optimizer", Settings.optimizer)]

@@ -26,7 +26,17 @@ from fastnorm.cli import models
 from fastnorm.cli.common import CommandError, atomic_path
 from fastnorm.cli.data import Data, shifted
 
-__all__ = ["DEFAULT_LR", "OPTIMIZERS", "SCHEDULES", "Settings", "Step", "Training", "pack", "unpack"]
+__all__ = [
+    "DEFAULT_LR",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Settings",
+    "Step",
+    "Training",
+    "pack",
+    "refuse_contradictions",
+    "unpack",
+]
 
 OPTIMIZERS = ("sgd", "nesterov", "rmsprop", "adam", "adamw")
 SCHEDULES = ("cosine", "constant", "step", "exponential", "inverse")
@@ -254,6 +264,16 @@ class Training:
         self.sums, self.best = list(tree["sums"]), dict(tree["best"])
         self.curves = {name: list(curve) for name, curve in tree["curves"].items()}
         self.diverged, self.seconds = tree["diverged"], tree["seconds"]
+
+
+def refuse_contradictions(given: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Settings asked for on resume must be those of the checkpoint; only the number of epochs may change."""
+    for name, value in given.items():
+        if name != "epochs" and value != stored[name]:
+            option = "--" + name.replace("_", "-")
+            raise CommandError(
+                f"{option} {value} contradicts the checkpoint, which was written with {option} {stored[name]}"
+            )
 
 
 def make_optimizer(settings: Settings, model: Any) -> Any:

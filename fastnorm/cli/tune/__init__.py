@@ -23,7 +23,19 @@ from fastnorm.cli.tune.space import SPACE
 
 __all__ = ["add_parser", "run"]
 
-DEFAULT_PARAMS = "lr,one_minus_momentum,batch_size,width,layers,weight_decay"
+# Options of one of the two alone, and of both, with their defaults. The parser leaves absent ones None, so that what was
+# asked for can be told from what was not.
+SEARCH: dict[str, Any] = {
+    "trials": 24,
+    "search": "random",
+    "rounds": 1,
+    "params": ["lr", "one_minus_momentum", "batch_size", "width", "layers", "weight_decay"],
+    "final_epochs": 24,
+    "jobs": 1,
+    "storage": None,
+}
+TENDING: dict[str, Any] = {"lr": None, "checkpoint": None, "resume": None}
+BOTH: dict[str, Any] = {"norm": "batch", "optimizer": "adam", "epochs": 8, "seed": 0}
 
 
 def add_parser(commands: Any) -> None:
@@ -35,31 +47,26 @@ def add_parser(commands: Any) -> None:
             "tune --trials 40 --rounds 2 --jobs 2 --storage search.db --plot trials.png",
         ),
     )
-    parser.add_argument("--trials", type=whole(1), default=24, metavar="N", help="trials in all (default: 24)")
+    parser.add_argument("--trials", type=whole(1), metavar="N", help="trials in all (default: 24)")
     parser.add_argument(
         "--search",
         choices=("random", "grid", "both", "tpe"),
-        default="random",
         help="how to choose: random, grid, both with N trials each for comparison, or tpe (default: random)",
     )
-    parser.add_argument(
-        "--rounds", type=whole(1, 10), default=1, metavar="N", help="rounds from coarse to fine (default: 1)"
-    )
+    parser.add_argument("--rounds", type=whole(1, 10), metavar="N", help="rounds from coarse to fine (default: 1)")
     parser.add_argument(
         "--params",
         type=choice_list(SPACE),
-        default=DEFAULT_PARAMS.split(","),
         metavar="P,..",
         help=f"what to search, the most important first: a grid gives it more levels. Of {', '.join(SPACE)} "
-        f"(default: {DEFAULT_PARAMS})",
+        f"(default: {','.join(SEARCH['params'])})",
     )
-    parser.add_argument("--norm", choices=NORMS, default="batch", help="which norm (default: batch)")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="which optimiser (default: adam)")
-    parser.add_argument("--epochs", type=whole(1), default=8, metavar="N", help="epochs per trial (default: 8)")
+    parser.add_argument("--norm", choices=NORMS, help="which norm (default: batch)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="which optimiser (default: adam)")
+    parser.add_argument("--epochs", type=whole(1), metavar="N", help="epochs per trial, or of tending (default: 8)")
     parser.add_argument(
         "--final-epochs",
         type=whole(0),
-        default=24,
         metavar="N",
         help="epochs of the best trial's training on all training data; 0 leaves it out (default: 24)",
     )
@@ -67,12 +74,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="FILE.npz", help="your own data: arrays X and y (default: the digits)"
     )
-    parser.add_argument(
-        "--seed", type=whole(0), default=0, metavar="N", help="of the search and of each trial (default: 0)"
-    )
-    parser.add_argument(
-        "--jobs", type=whole(1, 256), default=1, metavar="N", help="trials at a time, in processes (default: 1)"
-    )
+    parser.add_argument("--seed", type=whole(0), metavar="N", help="of the search and of each trial (default: 0)")
+    parser.add_argument("--jobs", type=whole(1, 256), metavar="N", help="trials at a time, in processes (default: 1)")
     parser.add_argument(
         "--storage",
         type=output_file(".db"),
@@ -88,9 +91,18 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--lr", type=bounded(0), metavar="RATE", help="--tend: the rate to begin with")
     parser.add_argument(
-        "--checkpoint", type=output_file(".npz"), metavar="FILE.npz", help="--tend: keep the model here"
+        "--checkpoint",
+        type=output_file(".npz"),
+        metavar="FILE.npz",
+        help="--tend: keep the model here after each epoch",
     )
-    parser.add_argument("--resume", action="store_true", help="--tend: go on from the checkpoint")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="--tend: go on from the checkpoint, with its settings; give --checkpoint, --data and --samples as before, "
+        "and --epochs for more or fewer of them in all",
+    )
     parser.set_defaults(run=run)
 
 
@@ -98,11 +110,11 @@ def run(args: argparse.Namespace) -> int:
     need("rich", "sklearn")
     if args.plot:
         need("matplotlib").use("Agg")
-    if not args.tend:
-        for option in ("checkpoint", "lr", "resume"):
-            if getattr(args, option):
-                raise CommandError(f"--{option} belongs to --tend")
-        return search.run(args)
-    if args.storage:
-        raise CommandError("--storage belongs to a search, not to --tend; --checkpoint keeps the model")
-    return tend.run(args)
+    own, others = (TENDING, SEARCH) if args.tend else (SEARCH, TENDING)
+    for name in others:
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise CommandError(f"{option} belongs to {'a search, not to --tend' if args.tend else '--tend'}")
+    asked = {name: getattr(args, name) for name in BOTH if getattr(args, name) is not None}
+    vars(args).update({name: value for name, value in {**BOTH, **own}.items() if getattr(args, name) is None})
+    return tend.run(args, asked) if args.tend else search.run(args)

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from fastnorm.cli.common import CommandError, DeferredInterrupt, draw, need, plain_log
-from fastnorm.cli.training import DEFAULT_LR, Settings, Training
+from fastnorm.cli.training import DEFAULT_LR, Settings, Training, refuse_contradictions
 from fastnorm.cli.tune.task import base_settings, full_data, judged
 
 __all__ = ["run"]
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     """The bold driver: an epoch that lowers the validation loss is kept and the rate grows by a tenth; another is taken
-    back and the rate halved. Its state is a checkpoint of `train`'s kind with the history of the tending in it."""
+    back and the rate halved. Its state is a checkpoint of `train`'s kind with the history of the tending in it. `asked`
+    holds the settings that the user gave: on resume the checkpoint's count, and those must not contradict them."""
     if args.resume and not args.checkpoint:
         raise CommandError("--resume needs --checkpoint FILE, the file to go on from")
     if args.checkpoint and args.checkpoint.exists() and not args.resume:
@@ -34,6 +35,9 @@ def run(args: argparse.Namespace) -> int:
         kept = Training.read(args.checkpoint)
         if "tended" not in kept:
             raise CommandError(f"{args.checkpoint} is the checkpoint of `train`, not of --tend")
+        if args.lr is not None:
+            asked = {**asked, "lr": args.lr}
+        refuse_contradictions(asked, kept["settings"])
         history, rate = kept["tended"], kept["next_rate"]
         settings = Settings(**{**kept["settings"], "epochs": 1_000_000})
     with DeferredInterrupt() as interrupt:
