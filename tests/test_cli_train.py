@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
 from fastnorm.cli import main  # noqa: E402
-from fastnorm.cli.data import Data, digits, shifted  # noqa: E402
+from fastnorm.cli.data import Data, digits, shifted, split  # noqa: E402
 from fastnorm.cli.models import NORMS  # noqa: E402
 from fastnorm.cli.training import OPTIMIZERS, SCHEDULES, Settings, Training, pack, unpack  # noqa: E402
 
@@ -80,6 +80,30 @@ def test_divergence_is_reported_once_with_status_1(capsys: pytest.CaptureFixture
     assert main(["train", "--norm", "none", "--optimizer", "sgd", "--lr", "1e8", *SMALL, "--epochs", "3"]) == 1
     error = capsys.readouterr().err
     assert "did not train" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("timing", [True, False])
+def test_a_test_loss_that_is_no_number_is_a_failure_too(
+    timing: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step, its loss taken before it: only the test part sees what the step did to the weights."""
+    command = ["train", *SMALL, "--norm", "none", "--optimizer", "sgd", "--lr", "1e30", "--batch-size", "128"]
+    command += ["--predictions", str(tmp_path / "p.csv"), *([] if timing else ["--no-timing"])]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "the test loss became nan in epoch 1" in captured.err and "did not train" in captured.err
+    assert "test accuracy" in captured.out and (tmp_path / "p.csv").exists() and "whole step" not in captured.out
+
+
+def test_momentum_of_rmsprop_is_its_own_and_has_an_effect(tmp_path: Path) -> None:
+    command = ["train", *SMALL, "--no-timing", "--optimizer", "rmsprop", "--checkpoint"]
+    states = {}
+    for momentum in (None, "0", "0.9"):
+        file = tmp_path / f"{momentum}.npz"
+        assert main([*command, str(file), *([] if momentum is None else ["--momentum", momentum])]) == 0
+        states[momentum] = pack(Training.read(file)["model"])
+    same = [all((a == b).all() for a, b in zip(states["0"].values(), states[m].values(), strict=True)) for m in states]
+    assert same == [True, True, False]
 
 
 def test_patience_stops_early_and_keeps_the_best_weights(small_digits: Data) -> None:
@@ -234,6 +258,11 @@ def test_predictions_as_csv(tmp_path: Path) -> None:
     assert rows[0][:3] == ["index", "label", "prediction"] and len(rows) == 361
 
 
+def held_out_samples(y: np.ndarray) -> np.ndarray:
+    """Where the test part of `y` is: the split depends on the labels alone."""
+    return split(np.zeros((len(y), 1, 1, 1)), y, "").test_index
+
+
 def wrong_data(case: str, file: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((40, 5)), np.arange(40) % 4
@@ -259,6 +288,10 @@ def wrong_data(case: str, file: Path) -> None:
             np.savez(file, X=x, y=y)
         case "infinity":
             x[3, 1] = np.inf
+            np.savez(file, X=x, y=y)
+        case "far away":
+            x[:, 3] = 0
+            x[held_out_samples(y)[-1], 3] = 1e300
             np.savez(file, X=x, y=y)
         case "text":
             np.savez(file, X=x.astype(str), y=y)
@@ -286,6 +319,7 @@ def wrong_data(case: str, file: Path) -> None:
         ("a class of one sample", "label 1 has one"),
         ("NaN", "nan at index (7, 2)"),
         ("infinity", "inf at index (3, 1)"),
+        ("far away", "float32's range"),
         ("text", "X must hold numbers"),
         ("objects", "cannot read X and y"),
         ("empty", "X is empty"),
@@ -359,6 +393,7 @@ def test_own_data_far_from_zero_is_told_apart(tmp_path: Path, capsys: pytest.Cap
     [
         (["--data", "t.npz", "--predictions", "t.npz"], "different files"),
         (["--checkpoint", "c.npz", "--predictions", "c.npz"], "different files"),
+        (["--data", "t.npz", "--shift", "2"], "--shift 2 moves images; the X of t.npz is a table"),
         (["--data", "empty.npz"], "not a NumPy .npz file"),
         (["--data", "inf.npz"], "y must hold whole numbers"),
         (["--data", "t.npz", "--batch-size", "1", "--norm", "batch"], "--batch-size"),

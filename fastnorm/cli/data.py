@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from fastnorm.cli.common import CommandError, need
 
-__all__ = ["Data", "digits", "load", "shifted"]
+__all__ = ["DATA_HELP", "Data", "digits", "load", "shifted"]
+
+DATA_HELP = (
+    "your own data in place of the digits: X, numbers of any dtype and shape (samples, features), (samples, height, width) "
+    "or (samples, channels, height, width), and y, shape (samples,), whole numbers as class labels, each at least twice. "
+    "A fifth is held out as the test part"
+)
 
 SPLIT_SEED = 0
 TEST_SHARE = 0.2
@@ -136,7 +142,13 @@ def split(x: NDArray[np.floating], y: NDArray[np.int64], name: str) -> Data:
     if not np.isfinite(var).all():
         raise CommandError(f"{name}: X must have a variance within float64's range; scale it down")
     scale = np.sqrt(np.where(var > 0, var, 1))
-    x = ((x - mean) / scale).astype(np.float32)
+    with np.errstate(over="ignore"):
+        x = ((x - mean) / scale).astype(np.float32)
+    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    if not finite.all():
+        raise CommandError(
+            f"{name}: X must lie within float32's range once standardised, sample {int(np.argmin(finite))} does not"
+        )
     return Data(x[train], classes[train], x[test], classes[test], labels, test, float(x[train].min()), name)
 
 

@@ -31,8 +31,17 @@ from fastnorm.cli.common import (
     plain_log,
     whole,
 )
+from fastnorm.cli.data import DATA_HELP
 from fastnorm.cli.models import NORM_FUNCTIONS, NORMS
-from fastnorm.cli.training import DEFAULT_LR, OPTIMIZERS, SCHEDULES, Settings, Training, refuse_contradictions
+from fastnorm.cli.training import (
+    DEFAULT_LR,
+    DEFAULT_MOMENTUM,
+    OPTIMIZERS,
+    SCHEDULES,
+    Settings,
+    Training,
+    refuse_contradictions,
+)
 
 __all__ = ["add_parser", "run"]
 
@@ -56,9 +65,7 @@ def add_parser(commands: Any) -> None:
         help="stop when the loss on a tenth of the training data, held out for this, has not improved for N "
         "epochs, and keep the best weights",
     )
-    parser.add_argument(
-        "--data", type=Path, metavar="FILE.npz", help="your own data: arrays X and y (default: the digits)"
-    )
+    parser.add_argument("--data", type=Path, metavar="FILE.npz", help=DATA_HELP)
     parser.add_argument("--samples", type=whole(2), metavar="N", help="use only the first N training samples")
     parser.add_argument(
         "--checkpoint",
@@ -66,7 +73,12 @@ def add_parser(commands: Any) -> None:
         metavar="FILE.npz",
         help="keep the state here after each epoch and on Ctrl-C",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint, with its settings; give --checkpoint, --data and --samples as before, --epochs "
+        "for another number of them in all, and the outputs you want",
+    )
     parser.add_argument(
         "--plot", type=output_file(".png", ".svg", ".pdf"), metavar="FILE", help="draw the learning curves"
     )
@@ -92,7 +104,7 @@ def add_settings(parser: Any) -> None:
         "--momentum",
         type=bounded(0, 1, open_low=False),
         metavar="M",
-        help="momentum of sgd, beta1 of adam (default: 0.9)",
+        help="momentum of sgd and rmsprop, beta1 of adam (default: 0.9, rmsprop 0)",
     )
     parser.add_argument(
         "--weight-decay", type=bounded(0, open_low=False), metavar="D", help="L2 penalty (default: 1e-4)"
@@ -134,6 +146,8 @@ def run(args: argparse.Namespace) -> int:
     tree = Training.read(args.checkpoint) if args.resume else None
     settings = settings_of(args, None if tree is None else tree["settings"])
     data = load_data(args)
+    if settings.shift and len(data.sample_shape) != 3:
+        raise CommandError(f"--shift {settings.shift} moves images; the X of {data.name} is a table")
     training = Training(settings, data)
     if tree is not None:
         training.restore(tree)
@@ -175,14 +189,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.predictions:
         write_predictions(args.predictions, training)
-    if args.timing and not training.diverged:
+    training.require_success(loss)
+    if args.timing:
         print_norm_times(console, training)
-    if training.diverged:
-        raise CommandError(
-            f"the loss became {training.curves['loss'][-1]} in epoch {training.epoch}: the network did not train; "
-            "try a smaller --lr or --norm batch",
-            status=1,
-        )
     return 0
 
 
@@ -198,11 +207,12 @@ def settings_of(args: argparse.Namespace, stored: dict[str, Any] | None) -> Sett
     if stored is not None:
         refuse_contradictions(given, stored)
         return Settings(**{**stored, **given})
-    if "lr" not in given:
-        given["lr"] = DEFAULT_LR[given.get("optimizer", Settings.optimizer)]
+    optimizer = given.get("optimizer", Settings.optimizer)
+    given.setdefault("lr", DEFAULT_LR[optimizer])
+    given.setdefault("momentum", DEFAULT_MOMENTUM[optimizer])
     if "shift" not in given and getattr(args, "data", None):
         given["shift"] = 0
-    if given.get("optimizer") == "nesterov" and given.get("momentum") == 0:
+    if optimizer == "nesterov" and given["momentum"] == 0:
         raise CommandError("--optimizer nesterov needs a --momentum above 0")
     return Settings(**given)
 

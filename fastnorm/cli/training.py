@@ -28,6 +28,7 @@ from fastnorm.cli.data import Data, shifted
 
 __all__ = [
     "DEFAULT_LR",
+    "DEFAULT_MOMENTUM",
     "OPTIMIZERS",
     "SCHEDULES",
     "Settings",
@@ -40,6 +41,8 @@ __all__ = [
 
 OPTIMIZERS = ("sgd", "nesterov", "rmsprop", "adam", "adamw")
 SCHEDULES = ("cosine", "constant", "step", "exponential", "inverse")
+# Each rule's own: momentum on top of RMSprop is an option, and multiplies its steps by 1 / (1 - momentum).
+DEFAULT_MOMENTUM = {"sgd": 0.9, "nesterov": 0.9, "rmsprop": 0.0, "adam": 0.9, "adamw": 0.9}
 DEFAULT_LR = {"sgd": 0.05, "nesterov": 0.05, "rmsprop": 1e-3, "adam": 3e-3, "adamw": 3e-3}
 FORMAT = 1
 
@@ -181,6 +184,16 @@ class Training:
         """(loss, accuracy) on the test part."""
         return self.evaluate(self.data.x_test, self.data.y_test)
 
+    def require_success(self, test_loss: float) -> None:
+        """Raise CommandError, exit status 1, for a run whose loss on training or test data is no finite number."""
+        which, loss = ("loss", self.curves["loss"][-1]) if self.diverged else ("test loss", test_loss)
+        if not math.isfinite(loss):
+            raise CommandError(
+                f"the {which} became {loss} in epoch {self.epoch}: the network did not train; try a smaller --lr or "
+                "--norm batch",
+                status=1,
+            )
+
     def _plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """The order of the present epoch, and each sample's shift."""
         rng = np.random.default_rng([self.settings.seed, self.epoch])
@@ -285,7 +298,7 @@ def make_optimizer(settings: Settings, model: Any) -> Any:
         case "nesterov":
             return optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=True)
         case "rmsprop":
-            return optim.RMSprop(groups, lr=settings.lr)
+            return optim.RMSprop(groups, lr=settings.lr, momentum=settings.momentum)
         case "adam":
             return optim.Adam(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
         case "adamw":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastnorm.cli.common import CommandError, bounded, choice_list, example_help, need, output_file, whole
+from fastnorm.cli.data import DATA_HELP
 from fastnorm.cli.models import NORMS
 from fastnorm.cli.training import OPTIMIZERS
 from fastnorm.cli.tune import search, tend
@@ -71,9 +72,7 @@ def add_parser(commands: Any) -> None:
         help="epochs of the best trial's training on all training data; 0 leaves it out (default: 24)",
     )
     parser.add_argument("--samples", type=whole(10), metavar="N", help="use only the first N training samples")
-    parser.add_argument(
-        "--data", type=Path, metavar="FILE.npz", help="your own data: arrays X and y (default: the digits)"
-    )
+    parser.add_argument("--data", type=Path, metavar="FILE.npz", help=DATA_HELP)
     parser.add_argument("--seed", type=whole(0), metavar="N", help="of the search and of each trial (default: 0)")
     parser.add_argument("--jobs", type=whole(1, 256), metavar="N", help="trials at a time, in processes (default: 1)")
     parser.add_argument(
@@ -101,7 +100,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         default=None,
         help="--tend: go on from the checkpoint, with its settings; give --checkpoint, --data and --samples as before, "
-        "and --epochs for more or fewer of them in all",
+        "and --epochs for their number in all",
     )
     parser.set_defaults(run=run)
 

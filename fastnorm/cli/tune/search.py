@@ -218,6 +218,7 @@ def final(console: Any, args: argparse.Namespace, settings: Settings) -> int:
     source = f" --data {args.data}" if args.data else ""
     source += f" --samples {args.samples}" if args.samples else ""
     console.print(f"again: python -m fastnorm train {shown} --epochs {args.final_epochs}{source}")
+    training.require_success(loss)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 
 from fastnorm.cli import data as data_
-from fastnorm.cli.training import DEFAULT_LR, Settings
+from fastnorm.cli.training import DEFAULT_LR, DEFAULT_MOMENTUM, Settings
 
 __all__ = ["base_settings", "full_data", "judged"]
 
@@ -36,6 +36,7 @@ def base_settings(args: argparse.Namespace) -> Settings:
         norm=args.norm,
         optimizer=args.optimizer,
         lr=DEFAULT_LR[args.optimizer],
+        momentum=DEFAULT_MOMENTUM[args.optimizer],
         epochs=args.epochs,
         seed=args.seed,
         shift=0 if args.data else 1,

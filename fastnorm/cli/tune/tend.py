@@ -80,6 +80,8 @@ def run(args: argparse.Namespace, asked: dict[str, Any]) -> int:
     )
     if args.plot:
         plot_tended(args.plot, history)
+    if not any(good for *_, good in history):  # the first finite loss is lower than none
+        raise CommandError("no epoch had a finite validation loss: the network did not train; try a smaller --lr", 1)
     return 0
 
 
