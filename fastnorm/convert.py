@@ -3,15 +3,17 @@
 Frameworks agree on the formula and differ in names, order, defaults, the meaning of momentum, and what the running variance holds.
 Every `from_…(arrays, settings)` reads one framework's arrays and settings into a `BatchNormState`, every `to_…(state)` gives them
 back as `(arrays, settings)` in the form that the framework's own layer takes. Settings left out are that framework's
-defaults, not ours. Arrays are copied, never rounded, so a state that goes out and comes back is the same, except that a
-framework which has no "without gamma" or "without beta" gets ones or zeros in their place. The conventions are tabulated in
-docs/conventions.md.
+defaults, not ours; names that are none of its settings are refused. Arrays are copied, never rounded, and a momentum that was
+turned into the other convention remembers what it came from, so a state that goes out and comes back is the same, except that
+a framework which has no "without gamma" or "without beta" gets ones or zeros in their place. The conventions are tabulated
+in docs/conventions.md.
 
 No framework is imported: tensors that `numpy.asarray` reads will do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -44,6 +46,27 @@ __all__ = [
 Array = NDArray[Any]
 Settings = Mapping[str, Any]
 
+# What each framework's layer can be told. Beside those read here: what has no part in the arithmetic of inference.
+_TORCH_SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_stats", "device", "dtype")
+_KERAS_SETTINGS = (
+    *("axis", "momentum", "epsilon", "center", "scale", "synchronized", "name", "trainable", "dtype"),
+    *("beta_initializer", "gamma_initializer", "moving_mean_initializer", "moving_variance_initializer"),
+    *("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint"),
+    # Keras 2
+    *("renorm", "renorm_clipping", "renorm_momentum", "fused", "virtual_batch_size", "adjustment", "batch_input_shape"),
+)
+_ONNX_SETTINGS = ("epsilon", "momentum", "training_mode", "spatial", "is_test", "consumed_inputs")
+_CAFFE_SETTINGS = ("eps", "moving_average_fraction", "use_global_stats")
+_MXNET_SETTINGS = (
+    *("eps", "momentum", "fix_gamma", "axis", "use_global_stats", "output_mean_var", "cudnn_off"),
+    *("min_calib_range", "max_calib_range"),
+    # Gluon
+    *("epsilon", "center", "scale", "in_channels", "beta_initializer", "gamma_initializer"),
+    *("running_mean_initializer", "running_variance_initializer"),
+)
+_PADDLE_SETTINGS = (
+    *("num_features", "momentum", "epsilon", "weight_attr", "bias_attr", "data_format", "use_global_stats", "name"),
+)
 _PADDLE_AXES = {"NC": 1, "NCL": 1, "NCHW": 1, "NCDHW": 1, "NLC": -1, "NHWC": -1, "NDHWC": -1}
 
 
@@ -54,7 +77,8 @@ class BatchNormState:
     All arrays have shape (C,); weight and bias may be None. `momentum` is the weight of the new batch,
     running ← (1 − momentum)·running + momentum·batch, or None for the cumulative average. `axis` is the channel axis.
 
-    Raises TypeError for an array that is not floating, ValueError for one of another shape.
+    Raises TypeError for an array that is not floating; ValueError for one of another shape, a running_var or eps below 0 or NaN,
+    an infinite eps, a momentum outside [0, 1], or a negative num_batches_tracked.
     """
 
     running_mean: Array
@@ -73,8 +97,21 @@ class BatchNormState:
         self.weight = None if self.weight is None else _vector("weight", self.weight, size)
         self.bias = None if self.bias is None else _vector("bias", self.bias, size)
         self.eps = float(self.eps)
-        self.momentum = None if self.momentum is None else float(self.momentum)
+        if self.momentum is not None and not isinstance(self.momentum, _Complement):
+            self.momentum = float(self.momentum)
         self.num_batches_tracked = int(self.num_batches_tracked)
+        fine = self.running_var >= 0
+        if not fine.all():
+            first = int(np.argmin(fine))
+            raise ValueError(
+                f"running_var: expected values of at least 0, got {self.running_var[first]} at index {first}"
+            )
+        if not 0.0 <= self.eps < math.inf:
+            raise ValueError(f"eps: expected a finite number of at least 0, got {self.eps!r}")
+        if self.momentum is not None and not 0.0 <= self.momentum <= 1.0:
+            raise ValueError(f"momentum: expected a number in [0, 1] or None, got {self.momentum!r}")
+        if self.num_batches_tracked < 0:
+            raise ValueError(f"num_batches_tracked: expected at least 0, got {self.num_batches_tracked}")
 
     @property
     def num_features(self) -> int:
@@ -127,7 +164,7 @@ def from_torch(arrays: Mapping[str, Any], settings: Settings | None = None, *, p
 
     Settings: eps (1e-5), momentum (0.1, of the new batch). Raises ValueError for a missing running statistic.
     """
-    given = settings or {}
+    given = _known("from_torch", settings, _TORCH_SETTINGS)
     return BatchNormState(
         _named("from_torch", arrays, prefix, "running_mean"),
         _named("from_torch", arrays, prefix, "running_var"),
@@ -140,7 +177,12 @@ def from_torch(arrays: Mapping[str, Any], settings: Settings | None = None, *, p
 
 
 def to_torch(state: BatchNormState, *, prefix: str = "") -> tuple[dict[str, Array], dict[str, Any]]:
-    """A state dictionary and the arguments of `torch.nn.BatchNorm*d`. Only one of weight and bias None: the other is filled in."""
+    """A state dictionary and the arguments of `torch.nn.BatchNorm*d`. Only one of weight and bias None: the other is filled in.
+
+    torch has the channels on axis 1 alone: ValueError for another. A channels-last state fits channels-first data as it is once
+    that is said, by `state.axis = 1`.
+    """
+    _require_axis_1("to_torch", state)
     affine = state.weight is not None or state.bias is not None
     arrays = {"weight": _gamma(state), "bias": _beta(state)} if affine else {}
     arrays |= {
@@ -163,10 +205,11 @@ def from_keras(arrays: Sequence[Any] | Mapping[str, Any], settings: Settings | N
     Settings, as in `layer.get_config()`: axis (−1), momentum (0.99, of the old value), epsilon (1e-3), center and scale (True):
     without them beta and gamma are absent. Raises ValueError for another number of arrays, or batch renormalization.
     """
-    given = settings or {}
+    given = _known("from_keras", settings, _KERAS_SETTINGS)
     if given.get("renorm"):
         raise ValueError("from_keras: renorm=True is batch renormalization, which has no counterpart here")
-    names = ["gamma"] * bool(given.get("scale", True)) + ["beta"] * bool(given.get("center", True))
+    scale, center = (_flag("from_keras", given, name, True) for name in ("scale", "center"))
+    names = ["gamma"] * scale + ["beta"] * center
     names += ["moving_mean", "moving_variance"]
     if isinstance(arrays, Mapping):
         named: dict[str, Any] = {name: _named("from_keras", arrays, "", name) for name in names}
@@ -211,7 +254,7 @@ def from_onnx(arrays: Sequence[Any], settings: Settings | None = None) -> BatchN
     Settings: epsilon (1e-5), momentum (0.9, of the old value). Raises ValueError for another number of arrays, or the
     `spatial=0` of operator sets before 9.
     """
-    given = settings or {}
+    given = _known("from_onnx", settings, _ONNX_SETTINGS)
     if len(arrays) != 4:
         raise ValueError(f"from_onnx: expected 4 arrays, scale, B, input_mean, input_var, got {len(arrays)}")
     if not given.get("spatial", 1):
@@ -233,7 +276,7 @@ def from_caffe(arrays: Sequence[Sequence[Any] | None], settings: Settings | None
     s is the scale factor that Caffe's moving averages are stored with; statistics are divided by it, or 0 when it is 0. Settings:
     eps (1e-5), moving_average_fraction (0.999, of the old value). Raises ValueError for other numbers of blobs.
     """
-    given = settings or {}
+    given = _known("from_caffe", settings, _CAFFE_SETTINGS)
     if len(arrays) != 2 or arrays[0] is None or len(arrays[0]) != 3:
         raise ValueError("from_caffe: expected ([mean, variance, scale factor], [gamma, beta] or None)")
     mean, var, factor = (np.asarray(blob) for blob in arrays[0])
@@ -271,11 +314,11 @@ def from_mxnet(arrays: Mapping[str, Any], settings: Settings | None = None, *, p
     its array is ignored, for MXNet takes it as 1. Defaults differ: the operator's are eps 1e-3 and fix_gamma, Gluon's 1e-5
     and a free gamma; the names of the arrays decide.
     """
-    given = settings or {}
+    given = _known("from_mxnet", settings, _MXNET_SETTINGS)
     gluon = f"{prefix}running_mean" in arrays
     kind = "running" if gluon else "moving"
     eps = given.get("eps", given.get("epsilon", 1e-5 if gluon else 1e-3))
-    fixed = given.get("fix_gamma", not given["scale"] if "scale" in given else not gluon)
+    fixed = _flag("from_mxnet", given, "fix_gamma", not _flag("from_mxnet", given, "scale", gluon))
     return BatchNormState(
         _named("from_mxnet", arrays, prefix, f"{kind}_mean"),
         _named("from_mxnet", arrays, prefix, f"{kind}_var"),
@@ -309,7 +352,7 @@ def from_paddle(arrays: Mapping[str, Any], settings: Settings | None = None, *, 
 
     Settings: momentum (0.9, of the old value), epsilon (1e-5), data_format ("NCHW"; one that ends in C is axis −1).
     """
-    given = settings or {}
+    given = _known("from_paddle", settings, _PADDLE_SETTINGS)
     layout = given.get("data_format", "NCHW")
     if layout not in _PADDLE_AXES:
         raise ValueError(f"from_paddle: data_format must be one of {', '.join(_PADDLE_AXES)}, got {layout!r}")
@@ -360,11 +403,40 @@ def _named(caller: str, arrays: Mapping[str, Any], prefix: str, name: str) -> An
         raise ValueError(f"{caller}: {prefix + name!r} is missing; there are {', '.join(map(str, arrays))}") from None
 
 
+def _known(caller: str, settings: Settings | None, names: Sequence[str]) -> Settings:
+    """The settings, none if None; ValueError for a name that is not among `names`."""
+    unknown = [name for name in settings or {} if name not in names]
+    if unknown:
+        raise ValueError(f"{caller}: unknown settings {', '.join(map(repr, unknown))}; known are {', '.join(names)}")
+    return settings or {}
+
+
+def _flag(caller: str, given: Settings, name: str, default: bool) -> bool:
+    """A setting that is true or false, not a text: bool("False") is True."""
+    value = given.get(name, default)
+    if value not in (True, False):
+        raise ValueError(f"{caller}: {name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+class _Complement(float):
+    """1 − `of`, rounded to a float, which remembers `of`: rounded once more, 1 − (1 − p) need not be p."""
+
+    of: float
+
+
 def _complement(fraction: Any) -> float:
-    """1 − fraction as decimals, so that 0.9 and 0.1 are each other's complement, to the last bit and both ways."""
-    result = float(1 - Decimal(repr(float(fraction))))
-    if not 0.0 <= result <= 1.0:
+    """1 − fraction; of a complement exactly what it is the complement of.
+
+    As decimals, so that 0.9 and 0.1 are each other's complement even when a file or a framework made plain floats of them.
+    """
+    if isinstance(fraction, _Complement):
+        return fraction.of
+    of = float(fraction)
+    if not 0.0 <= of <= 1.0:
         raise ValueError(f"momentum: expected a number in [0, 1], got {fraction!r}")
+    result = _Complement(1 - Decimal(repr(of)))
+    result.of = of
     return result
 
 
@@ -394,5 +466,5 @@ def _divided(blob: Array, factor: float) -> Array:
 def _require_axis_1(caller: str, state: BatchNormState) -> None:
     if state.axis != 1:
         raise ValueError(
-            f"{caller}: channels are on axis 1 there, the state has axis {state.axis}; transpose the data first"
+            f"{caller}: channels are on axis 1 there, the state has axis {state.axis}; transpose the data, and set state.axis = 1"
         )

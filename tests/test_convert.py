@@ -6,12 +6,17 @@ converted layer must reproduce the framework's inference formula. Where a framew
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastnorm import convert, nn
 from fastnorm.convert import BatchNormState
@@ -20,6 +25,10 @@ WAYS: dict[str, tuple[Callable[..., BatchNormState], Callable[..., Any]]] = {
     name: (getattr(convert, f"from_{name}"), getattr(convert, f"to_{name}"))
     for name in ("torch", "keras", "onnx", "caffe", "mxnet", "paddle")
 }
+
+
+MOMENTUM = {"caffe": "moving_average_fraction"}  # what the others call momentum
+MOMENTA = st.floats(0.0, 1.0)
 
 
 def state(weight: bool = True, bias: bool = True, dtype: Any = np.float32, **settings: Any) -> BatchNormState:
@@ -56,10 +65,61 @@ def test_round_trips_are_exact(name: str, weight: bool, bias: bool, dtype: Any) 
         assert_same(come(*go(original)), original)
 
 
+@pytest.mark.parametrize("name", WAYS)
+@given(momentum=MOMENTA)
+def test_any_momentum_goes_there_and_back(name: str, momentum: float) -> None:
+    """1 − (1 − p) is not p for most p below 0.5, and 1 − p is 1 for a small one: the other convention alone loses them."""
+    come, go = WAYS[name]
+    assert come(*go(state(momentum=momentum))).momentum == momentum
+    arrays, settings = go(state())
+    settings[MOMENTUM.get(name, "momentum")] = momentum
+    theirs = come(arrays, settings)
+    assert go(theirs)[1] == settings
+    for kept in (
+        copy.deepcopy(theirs),
+        pickle.loads(pickle.dumps(theirs)),
+        convert.from_layer(convert.to_layer(theirs)),
+    ):
+        assert go(kept)[1] == settings
+    other = (
+        convert.from_onnx(*convert.to_onnx(theirs)) if name != "onnx" else convert.from_keras(*convert.to_keras(theirs))
+    )
+    assert other.momentum == theirs.momentum
+    theirs.momentum = 0.25
+    assert go(theirs)[1][MOMENTUM.get(name, "momentum")] == (0.25 if name == "torch" else 0.75), "nothing stale is kept"
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "torch"])
+@given(momentum=MOMENTA)
+def test_through_plain_numbers_a_momentum_is_what_the_documentation_says(name: str, momentum: float) -> None:
+    come, go = WAYS[name]
+
+    def through_a_file(momentum: float) -> float:
+        arrays, settings = go(state(momentum=momentum))
+        back = come(arrays, json.loads(json.dumps(settings))).momentum
+        assert back is not None
+        return back
+
+    assert abs(through_a_file(momentum) - momentum) <= 2**-53
+    assert through_a_file(round(momentum, 15)) == round(momentum, 15)
+
+
 @pytest.mark.parametrize("name", ["keras", "mxnet", "paddle"])
 def test_channels_last_goes_there_and_back(name: str) -> None:
     come, go = WAYS[name]
     assert_same(come(*go(state(axis=-1))), state(axis=-1))
+
+
+@pytest.mark.parametrize("name", ["torch", "onnx", "caffe"])
+def test_channels_last_is_refused_where_there_is_axis_1_alone(name: str) -> None:
+    come, go = WAYS[name]
+    last = state(axis=-1)
+    with pytest.raises(
+        ValueError, match=rf"to_{name}: channels are on axis 1 there, the state has axis -1.*state.axis = 1"
+    ):
+        go(last)
+    last.axis = 1
+    assert_same(come(*go(last)), state())
 
 
 def test_absent_parameters_stay_absent_where_the_framework_can_say_so() -> None:
@@ -324,10 +384,30 @@ def test_the_real_onnx_runtime() -> None:
 
 def test_wrong_arrays_and_settings_are_named() -> None:
     five, four = np.ones(5, np.float32), np.ones(4, np.float32)
+    torchs, caffes = {"running_mean": five, "running_var": five}, ([five, five, five[:1]], None)
     cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
         (lambda: BatchNormState(five, four), ValueError, r"running_var: expected shape \(5,\), got \(4,\)"),
         (lambda: BatchNormState(five, five, weight=np.ones((5, 1))), ValueError, "weight"),
         (lambda: BatchNormState(np.arange(5), five), TypeError, "running_mean.*int64"),
+        (lambda: BatchNormState(five, np.array([1, 0, -1, -2, 3.0])), ValueError, "running_var.*-1.0 at index 2"),
+        (lambda: BatchNormState(five, five * np.nan), ValueError, "running_var.*nan at index 0"),
+        (lambda: BatchNormState(five, five, eps=-1e-5), ValueError, "eps.*at least 0, got -1e-05"),
+        (lambda: BatchNormState(five, five, eps=math.nan), ValueError, "eps"),
+        (lambda: BatchNormState(five, five, eps=math.inf), ValueError, "eps"),
+        (lambda: BatchNormState(five, five, momentum=1.5), ValueError, "momentum"),
+        (lambda: BatchNormState(five, five, momentum=math.nan), ValueError, "momentum"),
+        (lambda: BatchNormState(five, five, num_batches_tracked=-1), ValueError, "num_batches_tracked"),
+        (
+            lambda: convert.from_torch(torchs, {"epsilon": 1e-3}),
+            ValueError,
+            "from_torch: unknown settings 'epsilon'; kn",
+        ),
+        (lambda: convert.from_keras([five] * 4, {"eps": 1e-3}), ValueError, "from_keras: unknown settings 'eps'"),
+        (lambda: convert.from_onnx([five] * 4, {"eps": 1, "axis": 1}), ValueError, "unknown settings 'eps', 'axis'"),
+        (lambda: convert.from_caffe(caffes, {"momentum": 0.9}), ValueError, "from_caffe: unknown settings 'momentum'"),
+        (lambda: convert.from_mxnet({}, {"fixgamma": True}), ValueError, "from_mxnet: unknown settings 'fixgamma'"),
+        (lambda: convert.from_mxnet({}, {"fix_gamma": "False"}), ValueError, "fix_gamma must be True or False"),
+        (lambda: convert.from_paddle({}, {"eps": 1e-3}), ValueError, "from_paddle: unknown settings 'eps'"),
         (lambda: convert.from_torch({"weight": five}), ValueError, "'running_mean' is missing; there are weight"),
         (lambda: convert.from_keras([five, five]), ValueError, "expected 4 arrays"),
         (lambda: convert.from_keras([five] * 4, {"renorm": True}), ValueError, "renorm"),
