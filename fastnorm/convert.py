@@ -51,8 +51,8 @@ _TORCH_SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_s
 _KERAS_SETTINGS = (
     *("axis", "momentum", "epsilon", "center", "scale", "synchronized", "name", "trainable", "dtype"),
     *("beta_initializer", "gamma_initializer", "moving_mean_initializer", "moving_variance_initializer"),
-    *("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint"),
-    # Keras 2
+    *("beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint", "activity_regularizer"),
+    # Batch renormalization, and Keras 2
     *("renorm", "renorm_clipping", "renorm_momentum", "fused", "virtual_batch_size", "adjustment", "batch_input_shape"),
 )
 _ONNX_SETTINGS = ("epsilon", "momentum", "training_mode", "spatial", "is_test", "consumed_inputs")

@@ -101,6 +101,28 @@ def test_wrong_settings_are_named() -> None:
     rule, other = optimizer(), optimizer()
     cases: list[tuple[Any, str]] = [
         (lambda: optim.InverseTime(rule, -1), "decay"),
+        (lambda: optim.InverseTime(rule, math.nan), "decay must be finite and at least 0, got nan"),
+        (lambda: optim.ExponentialLR(rule, -0.9), "ExponentialLR: gamma must be finite and at least 0, got -0.9"),
+        (lambda: optim.ExponentialLR(rule, math.nan), "gamma"),
+        (lambda: optim.ExponentialLR(rule, math.inf), "gamma"),
+        (lambda: optim.StepLR(rule, 3, -0.1), "StepLR: gamma"),
+        (lambda: optim.StepLR(rule, 2.5), "step_size must be a whole number of at least 1, got 2.5"),
+        (lambda: optim.CosineAnnealingLR(rule, math.nan), "T_max"),
+        (lambda: optim.CosineAnnealingLR(rule, math.inf), "T_max"),
+        (lambda: optim.CosineAnnealingLR(rule, 5, -0.1), "eta_min must be finite and at least 0, got -0.1"),
+        (lambda: optim.LinearWarmup(rule, math.nan), "steps"),
+        (lambda: optim.LinearWarmup(rule, 5, math.nan), "start_factor"),
+        (lambda: optim.SequentialLR(rule, [], []), "SequentialLR: schedulers is empty"),
+        (lambda: optim.SequentialLR(rule, [optim.StepLR(rule, 2)] * 3, [3, 3]), "milestones"),
+        (lambda: optim.SequentialLR(rule, [optim.StepLR(rule, 2)] * 2, [-3]), "milestones must be a whole .* got -3"),
+        (lambda: optim.SequentialLR(rule, [optim.StepLR(rule, 2)] * 2, [2.5]), "milestones"),
+        (lambda: optim.SequentialLR(other, [optim.StepLR(rule, 2)] * 2, [2]), "different optimizers"),
+        (
+            lambda: optim.StepLR(rule, 2).load_state_dict({}),
+            "last_epoch must be a whole number of at least 0, got None",
+        ),
+        (lambda: optim.StepLR(rule, 2).load_state_dict({"last_epoch": -1}), "last_epoch"),
+        (lambda: optim.StepLR(rule, 2).load_state_dict({"last_epoch": math.nan}), "last_epoch"),
         (lambda: optim.StepLR(rule, 0), "step_size"),
         (lambda: optim.CosineAnnealingLR(rule, 0), "T_max"),
         (lambda: optim.LinearWarmup(rule, 0), "steps"),
@@ -113,5 +135,9 @@ def test_wrong_settings_are_named() -> None:
     for make, words in cases:
         with pytest.raises(ValueError, match=words):
             make()
+    assert [group["lr"] for group in rule.param_groups] == [0.5, 0.1], "what is refused moves no rate"
     with pytest.raises(TypeError, match="expected an optimizer"):
         optim.StepLR(3, 2)
+    for combined in (lambda: optim.SequentialLR(rule, [3], []), lambda: optim.ChainedScheduler([3])):
+        with pytest.raises(TypeError, match="schedulers must be schedules, got int"):
+            combined()

@@ -72,7 +72,7 @@ class Optimizer:
 
     def _check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError for a setting outside its range."""
-        for key in ("lr", "eps", "weight_decay", "l1"):
+        for key in ("lr", "initial_lr", "eps", "weight_decay", "l1"):
             if key in group and not 0.0 <= group[key] < float("inf"):
                 raise ValueError(f"{type(self).__name__}: {key} must be finite and at least 0, got {group[key]!r}")
         if "momentum" in group and not 0.0 <= group["momentum"] < 1.0:

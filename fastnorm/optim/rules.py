@@ -51,8 +51,13 @@ class SGD(Optimizer):
 
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
+        if not 0.0 <= group["dampening"] <= 1.0:
+            raise ValueError(f"SGD: dampening must be in [0, 1], got {group['dampening']!r}")
         if group["nesterov"] and (group["momentum"] == 0.0 or group["dampening"] != 0.0):
-            raise ValueError("SGD: nesterov needs momentum above 0 and dampening 0")
+            raise ValueError(
+                f"SGD: nesterov needs momentum above 0 and dampening 0, got {group['momentum']!r} and "
+                f"{group['dampening']!r}"
+            )
 
     def _update(
         self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array
@@ -173,7 +178,7 @@ class Adam(Optimizer):
 
     def _check(self, group: Mapping[str, Any]) -> None:
         super()._check(group)
-        betas = tuple(group["betas"])
+        betas = tuple(group["betas"]) if np.ndim(group["betas"]) == 1 else ()
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"{type(self).__name__}: betas must be two numbers in [0, 1), got {group['betas']!r}")
 

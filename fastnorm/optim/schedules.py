@@ -58,7 +58,10 @@ class Schedule:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go to the t of `state_dict` and set the rates."""
-        self.last_epoch = int(state_dict["last_epoch"])
+        t = state_dict.get("last_epoch")
+        if t is None or t != t // 1 or t < 0:  # NaN is not its own floor
+            raise ValueError(f"{type(self).__name__}: last_epoch must be a whole number of at least 0, got {t!r}")
+        self.last_epoch = int(t)
         self._apply()
 
     def _apply(self) -> None:
@@ -70,9 +73,7 @@ class InverseTime(Schedule):
     """lr = base/(1 + decay·t)."""
 
     def __init__(self, optimizer: Optimizer, decay: float) -> None:
-        if not decay >= 0.0:
-            raise ValueError(f"InverseTime: decay must be at least 0, got {decay!r}")
-        self.decay = decay
+        self.decay = _factor("InverseTime", "decay", decay)
         super().__init__(optimizer)
 
     def rate(self, t: int, base: float) -> float:
@@ -84,7 +85,7 @@ class ExponentialLR(Schedule):
     """lr = base·gammaᵗ."""
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
-        self.gamma = gamma
+        self.gamma = _factor("ExponentialLR", "gamma", gamma)
         super().__init__(optimizer)
 
     def rate(self, t: int, base: float) -> float:
@@ -96,9 +97,7 @@ class StepLR(Schedule):
     """lr = base·gamma^(t // step_size)."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        if step_size < 1:
-            raise ValueError(f"StepLR: step_size must be at least 1, got {step_size!r}")
-        self.step_size, self.gamma = step_size, gamma
+        self.step_size, self.gamma = _count("StepLR", "step_size", step_size), _factor("StepLR", "gamma", gamma)
         super().__init__(optimizer)
 
     def rate(self, t: int, base: float) -> float:
@@ -110,9 +109,8 @@ class CosineAnnealingLR(Schedule):
     """lr = eta_min + (base − eta_min)·(1 + cos(π·t/T_max))/2; beyond T_max it rises again. Loshchilov and Hutter 2017."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
-        if T_max < 1:
-            raise ValueError(f"CosineAnnealingLR: T_max must be at least 1, got {T_max!r}")
-        self.T_max, self.eta_min = T_max, eta_min
+        self.T_max = _count("CosineAnnealingLR", "T_max", T_max)
+        self.eta_min = _factor("CosineAnnealingLR", "eta_min", eta_min)
         super().__init__(optimizer)
 
     def rate(self, t: int, base: float) -> float:
@@ -124,11 +122,9 @@ class LinearWarmup(Schedule):
     """lr = base·(start_factor + (1 − start_factor)·t/steps), then base from t = steps on. Goyal et al. 2017."""
 
     def __init__(self, optimizer: Optimizer, steps: int, start_factor: float = 1.0 / 3.0) -> None:
-        if steps < 1:
-            raise ValueError(f"LinearWarmup: steps must be at least 1, got {steps!r}")
         if not 0.0 <= start_factor <= 1.0:
             raise ValueError(f"LinearWarmup: start_factor must be in [0, 1], got {start_factor!r}")
-        self.steps, self.start_factor = steps, start_factor
+        self.steps, self.start_factor = _count("LinearWarmup", "steps", steps), start_factor
         super().__init__(optimizer)
 
     def rate(self, t: int, base: float) -> float:
@@ -139,17 +135,19 @@ class LinearWarmup(Schedule):
 class SequentialLR(Schedule):
     """One schedule after another: `schedulers[i]` from `milestones[i − 1]` on, its own t counted from there.
 
-    Step only this one. Raises ValueError unless there is one milestone fewer than schedules, in increasing order.
+    Step only this one. Raises ValueError unless there is one milestone fewer than schedules, whole numbers from 1 on in
+    increasing order.
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
-        self.schedulers, self.milestones = list(schedulers), list(milestones)
+        self.schedulers = list(schedulers)
+        _same_optimizer("SequentialLR", optimizer, self.schedulers)
+        self.milestones = [_count("SequentialLR", "each of milestones", milestone) for milestone in milestones]
         if len(self.milestones) != len(self.schedulers) - 1 or sorted(set(self.milestones)) != self.milestones:
             raise ValueError(
                 f"SequentialLR: {len(self.schedulers)} schedules need {len(self.schedulers) - 1} increasing milestones, got "
                 f"{milestones!r}"
             )
-        _same_optimizer("SequentialLR", optimizer, self.schedulers)
         super().__init__(optimizer)
 
     def rate(self, t: int, base: float) -> float:
@@ -163,9 +161,8 @@ class ChainedScheduler(Schedule):
 
     def __init__(self, schedulers: Sequence[Schedule]) -> None:
         self.schedulers = list(schedulers)
-        if not self.schedulers:
-            raise ValueError("ChainedScheduler: schedulers is empty")
-        _same_optimizer("ChainedScheduler", self.schedulers[0].optimizer, self.schedulers)
+        optimizer = getattr(self.schedulers[0], "optimizer", None) if self.schedulers else None
+        _same_optimizer("ChainedScheduler", optimizer, self.schedulers)
         super().__init__(self.schedulers[0].optimizer)
 
     def rate(self, t: int, base: float) -> float:
@@ -175,6 +172,25 @@ class ChainedScheduler(Schedule):
         return base
 
 
-def _same_optimizer(name: str, optimizer: Optimizer, schedulers: Sequence[Schedule]) -> None:
+def _same_optimizer(name: str, optimizer: Optimizer | None, schedulers: Sequence[Schedule]) -> None:
+    if not schedulers:
+        raise ValueError(f"{name}: schedulers is empty")
+    for schedule in schedulers:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"{name}: schedulers must be schedules, got {type(schedule).__name__}")
     if any(schedule.optimizer is not optimizer for schedule in schedulers):
         raise ValueError(f"{name}: the schedules belong to different optimizers")
+
+
+def _count(name: str, argument: str, value: int) -> int:
+    """`value`, checked to be a whole number of at least 1."""
+    if not 1 <= value < math.inf or value != int(value):
+        raise ValueError(f"{name}: {argument} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _factor(name: str, argument: str, value: float) -> float:
+    """`value`, checked to be finite and not negative."""
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name}: {argument} must be finite and at least 0, got {value!r}")
+    return value
