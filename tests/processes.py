@@ -14,13 +14,17 @@ from typing import Any
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """`python -m fastnorm ...`, with its stdout and stderr to be read.
 
-    SIGINT is set back: a shell starts background jobs with it ignored, and children, those of pytest too, inherit that.
+    SIGINT is set back meanwhile: a shell starts background jobs with it ignored, and children, those of pytest too,
+    inherit that; a handler they do not.
     """
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastnorm", *arguments],
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fastnorm", *arguments],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Screen:

@@ -7,32 +7,16 @@ from there to bitwise the same result.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import statistics
 import time
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fastnorm.cli.common import (
-    CommandError,
-    DeferredInterrupt,
-    atomic_path,
-    bounded,
-    draw,
-    example_help,
-    need,
-    output_file,
-    plain_log,
-    whole,
-)
+from fastnorm.cli.common import CommandError, DeferredInterrupt, bounded, example_help, need, output_file, whole
 from fastnorm.cli.data import DATA_HELP
-from fastnorm.cli.models import NORM_FUNCTIONS, NORMS
+from fastnorm.cli.models import NORMS
+from fastnorm.cli.train.norm_cost import print_norm_times
+from fastnorm.cli.train.outputs import plot_curves, write_predictions
 from fastnorm.cli.training import (
     DEFAULT_LR,
     DEFAULT_MOMENTUM,
@@ -44,8 +28,6 @@ from fastnorm.cli.training import (
 )
 
 __all__ = ["add_parser", "run"]
-
-MEASURED_STEPS = 12
 
 
 def add_parser(commands: Any) -> None:
@@ -267,153 +249,3 @@ def loop(training: Training, console: Any, checkpoint: Path | None) -> bool:
             if interrupt and not training.finished:
                 return True
     return False
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What the norm costs
-
-
-@contextmanager
-def timed_norm(function: str, module: Any, spent: list[float]) -> Iterator[None]:
-    """Let the layers use `module`'s forward and backward of `function` here, adding their seconds to spent[0]."""
-    import fastnorm.functional as functional
-
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        def timing(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                spent[0] += time.perf_counter() - start
-
-        return timing
-
-    names = [f"{function}_forward", f"{function}_backward"]
-    before = {name: getattr(functional, name) for name in names}
-    try:
-        for name in names:
-            setattr(functional, name, timed(getattr(module, name)))
-        yield
-    finally:
-        for name, original in before.items():
-            setattr(functional, name, original)
-
-
-def measure_norm(training: Training, steps: int = MEASURED_STEPS) -> dict[str, tuple[float, float]] | None:
-    """Median seconds per step, {"kernels" | "NumPy reference": (in the norm, in all)}; None without a norm.
-
-    The two take turns step by step on a second network of the same build, so the trained one stays as it is.
-    """
-    import fastnorm.functional as functional
-    from fastnorm import reference
-
-    function = NORM_FUNCTIONS.get(training.settings.norm)
-    if function is None:
-        return None
-    names = (f"{function}_forward", f"{function}_backward")
-    sources = {
-        "kernels": types.SimpleNamespace(**{name: getattr(functional, name) for name in names}),
-        "NumPy reference": reference,
-    }
-    size = min(training.settings.batch_size, training.samples)
-    x, y = training.data.x_train[:size], training.data.y_train[:size]
-    twin = Training(training.settings, training.data)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
-    for turn in range(steps + 2):
-        for name, module in sources.items():
-            spent = [0.0]
-            with timed_norm(function, module, spent):
-                start = time.perf_counter()
-                twin.train_step(x, y)
-                whole_step = time.perf_counter() - start
-            if turn >= 2:
-                times[name].append((spent[0], whole_step))
-    return {
-        name: (statistics.median(t[0] for t in both), statistics.median(t[1] for t in both))
-        for name, both in times.items()
-    }
-
-
-def print_norm_times(console: Any, training: Training) -> None:
-    measured = measure_norm(training)
-    if measured is None:
-        console.print("time per step in the norm: none, this network has no norm")
-        return
-    table = need("rich.table").Table(
-        title=f"time per step, batch of {training.settings.batch_size}", title_justify="left"
-    )
-    table.add_column("")
-    for name in (f"in the {training.settings.norm} norm", "whole step", "share"):
-        table.add_column(name, justify="right")
-    for name, (norm, step) in measured.items():
-        table.add_row(name, f"{norm * 1e3:.3f} ms", f"{step * 1e3:.2f} ms", f"{norm / step:.0%}")
-    console.print(table)
-    console.print(
-        f"the kernels take {measured['NumPy reference'][0] / measured['kernels'][0]:.1f} times less time than NumPy"
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def plot_curves(path: Path, training: Training) -> None:
-    """Loss and accuracy after each epoch, training beside held-out data."""
-    need("matplotlib").use("Agg")
-    plt = need("matplotlib.pyplot")
-    curves = training.curves
-    epochs = range(1, len(curves["loss"]) + 1)
-    held_out = "validation" if training.validation else "test"
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    marker = "o" if len(curves["loss"]) < 30 else None
-    left.plot(epochs, curves["loss"], label="training", marker=marker, markersize=3)
-    left.plot(epochs, curves["held_out_loss"], label=held_out, marker=marker, markersize=3)
-    left.set_ylabel("cross-entropy, nats")
-    left.set_yscale("log")
-    plain_log(left.yaxis)
-    right.plot(epochs, [100 * a for a in curves["accuracy"]], label="training", marker=marker, markersize=3)
-    right.plot(epochs, [100 * a for a in curves["held_out_accuracy"]], label=held_out, marker=marker, markersize=3)
-    right.set_ylabel("accuracy, %")
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(color="0.9")
-        axes.legend(frameon=False)
-    settings = training.settings
-    figure.suptitle(
-        f"{training.data.name}, norm {settings.norm}, {settings.optimizer}, lr {settings.lr:g}", fontsize=11
-    )
-    figure.tight_layout()
-    draw(path, figure)
-    plt.close(figure)
-
-
-def write_predictions(path: Path, training: Training) -> None:
-    """The test part, one row per sample: its index in the source, label, prediction, probability of each class."""
-    import fastnorm as fn
-
-    data = training.data
-    with np.errstate(all="ignore"):
-        probabilities = fn.softmax(training.logits(data.x_test), 1)
-    predicted = data.labels[probabilities.argmax(axis=1)]
-    label = data.labels[data.y_test]
-    try:
-        with atomic_path(path) as temporary:
-            if path.suffix.lower() == ".npz":
-                with open(temporary, "wb") as file:
-                    np.savez(
-                        file,
-                        index=data.test_index,
-                        label=label,
-                        prediction=predicted,
-                        probability=probabilities,
-                        classes=data.labels,
-                    )
-            else:
-                with open(temporary, "w", newline="") as text:
-                    writer = csv.writer(text)
-                    writer.writerow(["index", "label", "prediction", *(f"p_{name}" for name in data.labels)])
-                    for row in zip(data.test_index, label, predicted, probabilities, strict=True):
-                        writer.writerow([*row[:3], *(f"{p:.6g}" for p in row[3])])
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}", status=1) from error
