@@ -8,6 +8,9 @@ drawn at random, because a dy of ones is annihilated by every norm's gradient.
 from __future__ import annotations
 
 import inspect
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -931,6 +934,22 @@ def test_an_error_leaves_running_statistics_untouched() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ the twins
+
+
+def test_it_imports_numpy_alone() -> None:
+    """Loaded by path, apart from the package: neither the kernels nor anything else that is not Python's own comes along."""
+    code = (
+        "import importlib.util, sys; "
+        "spec = importlib.util.spec_from_file_location('reference', sys.argv[1]); "
+        "sys.modules['reference'] = module = importlib.util.module_from_spec(spec); "
+        "spec.loader.exec_module(module); "
+        "print({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names) - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; before = {{n.split('.')[0] for n in sys.modules}}; {code}", ref.__file__],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert set(re.findall("'(.*?)'", done.stdout)) == {"reference", "numpy"}
 
 
 @pytest.mark.parametrize("name", ref.__all__)

@@ -1,9 +1,9 @@
 """The command line: `python -m fastnorm info | compare | train | tune | experiments`.
 
-One module per command; each offers `add_parser(commands)` and `run(args) -> exit status` and imports what it needs (rich,
-matplotlib, scikit-learn, Optuna) only when it runs, because the package itself needs NumPy alone. This file dispatches,
-and is the one place that turns what goes wrong into one line and an exit status: 2 for wrong input, 1 for work that
-failed, 130 for Ctrl-C.
+One module per command; each offers `add_parser(commands)` and `run(args) -> exit status` and imports what it needs
+(rich, matplotlib, scikit-learn, Optuna) only when it runs, because the package itself needs NumPy alone. This file
+dispatches, and is the one place that turns what goes wrong into one line and an exit status: 2 for wrong input, 1 for
+work that failed, 130 for Ctrl-C.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from fastnorm.cli.common import CommandError, need
 __all__ = ["DATA_HELP", "Data", "digits", "load", "shifted"]
 
 DATA_HELP = (
-    "your own data in place of the digits: X, numbers of any dtype and shape (samples, features), (samples, height, width) "
-    "or (samples, channels, height, width), and y, shape (samples,), whole numbers as class labels, each at least twice. "
-    "A fifth is held out as the test part"
+    "your own data in place of the digits: X, numbers of any dtype and shape (samples, features), (samples, height, "
+    "width) or (samples, channels, height, width), and y, shape (samples,), whole numbers as class labels, each at "
+    "least twice. A fifth is held out as the test part"
 )
 
 SPLIT_SEED = 0

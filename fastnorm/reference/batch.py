@@ -1,6 +1,6 @@
 """Batch norm: one mean and variance per channel, over the samples and positions; and `moments`, over any axes.
 
-Training, the statistics are the batch's own and depend on x, so dx has terms through them; evaluating, they are constants.
+In training the statistics are the batch's own and depend on x, so dx has terms through them; else they are constants.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Group and instance norm: one mean and variance per sample and group of channels; instance norm has a group per channel.
+"""Group and instance norm: one mean and variance per sample and group of channels, in instance norm one channel each.
 
 Channels are cut into (G, C / G), which is a view; then it is batch norm's arithmetic over other axes.
 """

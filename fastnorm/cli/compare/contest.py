@@ -1,4 +1,4 @@
-"""The measurement of one row: kernel, reference, copy and peers in turns, those in their best form in a second process."""
+"""One row measured: kernel, reference, copy and peers in turns; peers in their best form in a second process."""
 
 from __future__ import annotations
 

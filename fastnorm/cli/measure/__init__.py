@@ -1,5 +1,5 @@
-"""The measuring engine: what a row of the comparison is (`problems`), how long each contender takes (`timing`), how large
-its error is (`errors`).
+"""The measuring engine: what a row of the comparison is (`problems`), how long each contender takes (`timing`), how
+large its error is (`errors`).
 
 Used by `python -m fastnorm compare` and by the benchmarks. Needs NumPy alone.
 """

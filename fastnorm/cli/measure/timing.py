@@ -1,7 +1,7 @@
 """Time: the contenders of a row take turns inside one process, in an order that rotates.
 
-So a change of clock speed or of a neighbour's load meets all of them. A ratio is formed turn by turn, and its median and
-quartiles are reported; a slow contender sits out turns in equal steps.
+So a change of clock speed or of a neighbour's load meets all of them. A ratio is formed turn by turn, and its median
+and quartiles are reported; a slow contender sits out turns in equal steps.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the checkpoint, with its settings; give --checkpoint, --data and --samples as before, --epochs "
-        "for another number of them in all, and the outputs you want",
+        help="go on from the checkpoint, with its settings; give --checkpoint, --data and --samples as before, "
+        "--epochs for another number of them in all, and the outputs you want",
     )
     parser.add_argument(
         "--plot", type=output_file(".png", ".svg", ".pdf"), metavar="FILE", help="draw the learning curves"

@@ -24,8 +24,8 @@ from fastnorm.cli.tune.space import SPACE
 
 __all__ = ["add_parser", "run"]
 
-# Options of one of the two alone, and of both, with their defaults. The parser leaves absent ones None, so that what was
-# asked for can be told from what was not.
+# Options of one of the two alone, and of both, with their defaults. The parser leaves absent ones None, so that what
+# was asked for can be told from what was not.
 SEARCH: dict[str, Any] = {
     "trials": 24,
     "search": "random",

@@ -1,4 +1,4 @@
-"""What a search found: the ranking, grid against random, the importance of each parameter, and the picture of it all."""
+"""What a search found: the ranking, grid against random, the importance of each parameter, and a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The space of a search: each parameter's range on the scale of its meaning, grids over it, and finer ranges inside it."""
+"""The space of a search: each parameter's range on the scale of its meaning, grids over it, finer ranges in it."""
 
 from __future__ import annotations
 
