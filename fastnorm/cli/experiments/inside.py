@@ -10,7 +10,7 @@ import numpy as np
 from fastnorm import nn
 from fastnorm.cli import models
 from fastnorm.cli.common import need
-from fastnorm.cli.experiments.lab import COLOURS, LABELS, Lab, Result, he_weights, mean, start
+from fastnorm.cli.experiments.lab import COLOURS, LABELS, Lab, Result, he_weights, mean, percent, start
 from fastnorm.cli.training import Settings, Training
 
 __all__ = ["distributions", "gradients", "switchable"]
@@ -59,7 +59,7 @@ def gradients(lab: Lab) -> Result:
     panel.set_ylabel("norm of the gradient at its input\n(log scale)")
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(color="0.92")
-    panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    panel.legend(frameon=False, fontsize=8, loc="lower right")
     figure.tight_layout()
 
     def told(kind: tuple[str, str]) -> str:
@@ -73,8 +73,8 @@ def gradients(lab: Lab) -> Result:
         f"Closest to 1: {told(steady)}; furthest: {told(extreme)}, over {depth} layers a factor of "
         f"{ratios[extreme] ** depth:.1e}.",
         f"With batch norm the gradient {word} downwards at the start, and the scale of the weights changes its factor "
-        f"by {abs(ratios['batch', 'He'] / ratios['batch', 'PyTorch'] - 1):.1%}; without a norm by "
-        f"{abs(ratios['none', 'He'] / ratios['none', 'PyTorch'] - 1):.0%}.",
+        f"by {percent(abs(ratios['batch', 'He'] / ratios['batch', 'PyTorch'] - 1))}; without a norm by "
+        f"{percent(abs(ratios['none', 'He'] / ratios['none', 'PyTorch'] - 1))}.",
     ]
     return Result(rows, lines, figure)
 
@@ -117,9 +117,10 @@ def distributions(lab: Lab) -> Result:
         x = range(len(values))
         for number, panel in enumerate(line):
             colour = COLOURS[norm]
-            panel.fill_between(x, values[:, number, 0], values[:, number, 4], color=colour, alpha=0.2, linewidth=0)
-            panel.fill_between(x, values[:, number, 1], values[:, number, 3], color=colour, alpha=0.35, linewidth=0)
-            panel.plot(x, values[:, number, 2], color=colour)
+            low, lower, middle, upper, high = values[:, number].T
+            panel.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0, label="middle 90 %")
+            panel.fill_between(x, lower, upper, color=colour, alpha=0.35, linewidth=0, label="middle 50 %")
+            panel.plot(x, middle, color=colour, label="median")
             panel.grid(color="0.92")
             panel.xaxis.get_major_locator().set_params(integer=True)
             if norm == "none":
@@ -129,6 +130,8 @@ def distributions(lab: Lab) -> Result:
         line[0].set_ylabel(f"{LABELS[norm]}\ninput of the tanh")
     figure.align_ylabels()
     figure.tight_layout()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.0))
 
     def width(norm: str, epoch: int) -> list[float]:
         return [float(v[4] - v[0]) for v in bands[norm][epoch]]
@@ -150,7 +153,7 @@ def distributions(lab: Lab) -> Result:
         + ".",
         "Largest move of a layer's median from one epoch to the next: "
         + ", ".join(f"{LABELS[n]} {moved(n):.2f}" for n in bands)
-        + " (bands: the middle 90 % and 50 %, line: the median).",
+        + ".",
     ]
     return Result(rows, lines, figure)
 

@@ -159,17 +159,16 @@ def noise(lab: Lab) -> Result:
 
     averages = {name: tuple(mean(run[i] for run in runs) for i in range(3)) for name, runs in found.items()}
     flat = {name.replace("\n", " "): value for name, value in averages.items()}
-    order = sorted(flat, key=lambda name: flat[name][0])
-    plain, few, many = flat["no norm"], flat["batch norm, batch of 10"], flat["batch norm, batch of 100"]
+    by_error, by_loss = (sorted(flat, key=lambda name: flat[name][column]) for column in (0, 1))
+    plain = flat["no norm"]
     dropped = min((n for n in flat if n.startswith("dropout")), key=lambda n: flat[n][0])
     gain = {name: 100 * (value[0] - plain[0]) for name, value in flat.items()}
     lines = [
-        "Mean test error, lowest first: " + "; ".join(f"{name} {percent(flat[name][0])}" for name in order) + ".",
+        "Mean test error, lowest first: " + "; ".join(f"{name} {percent(flat[name][0])}" for name in by_error) + ".",
         f"Against no norm, dropout changes the test error by at best {gain[dropped]:+.1f} points ({dropped}), "
         f"batch norm by {gain['batch norm, batch of 10']:+.1f} (batch of 10) and "
         f"{gain['batch norm, batch of 100']:+.1f} (batch of 100).",
-        f"Mean test loss: no norm {plain[1]:.3f}, {dropped} {flat[dropped][1]:.3f}, batch norm {few[1]:.3f} at a batch "
-        f"of 10 and {many[1]:.3f} at 100, both {flat['batch norm and dropout 0.25'][1]:.3f}.",
+        "Mean test loss, lowest first: " + "; ".join(f"{name} {flat[name][1]:.3f}" for name in by_loss) + ".",
     ]
     return Result(rows, lines, figure)
 
@@ -269,7 +268,7 @@ def statistics(lab: Lab) -> Result:
         "Running statistics cost at worst "
         + ", ".join(f"{worst[size]:.2f} times the exact ones' loss (batches of {size})" for size in sizes)
         + "; paper and exact differ by at most "
-        + ", ".join(f"{gaps[size]:.0%}" for size in sizes)
+        + " and ".join(percent(gaps[size]) for size in sizes)
         + "."
     )
     return Result(rows, lines, figure)

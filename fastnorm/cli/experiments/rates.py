@@ -105,7 +105,8 @@ def init_scale(lab: Lab) -> Result:
     for norm, values in accuracy.items():
         good = [scale for scale, runs in values.items() if min(runs) > TRAINED]
         widths[norm] = len(good)
-        ranges.append(f"{LABELS[norm]} {min(good):.2g} to {max(good):.2g}" if good else f"{LABELS[norm]} at none")
+        span = f"{min(good):.2g} to {max(good):.2g}" if len(good) > 1 else f"{good[0]:.2g} alone" if good else "none"
+        ranges.append(f"{LABELS[norm]} {span}")
     best, worst = max(widths, key=lambda n: widths[n]), min(widths, key=lambda n: widths[n])
     usual = min(scales, key=lambda s: abs(math.log(s)))
     lines = [
@@ -156,7 +157,10 @@ def plot_sweep(accuracy: Any, values: list[float], label: str) -> Any:
         panel.plot(values, y.mean(axis=1), marker="o", markersize=4, color=COLOURS[norm], label=LABELS[norm])
         panel.fill_between(values, y.min(axis=1), y.max(axis=1), color=COLOURS[norm], alpha=0.15, linewidth=0)
     panel.axhline(10, color="0.6", linewidth=1, linestyle=":")
-    panel.annotate("chance", (values[0], 10), xytext=(0, 3), textcoords="offset points", fontsize=8, color="0.4")
+    # Below its line and to the left: runs that fail to learn lie on it, those that diverge far to the right.
+    panel.annotate(
+        "chance", (values[0], 10), xytext=(0, -4), textcoords="offset points", va="top", fontsize=8, color="0.4"
+    )
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter("{x:g}")
     panel.set_xlabel(f"{label} (log scale)")
