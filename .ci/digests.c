@@ -131,11 +131,14 @@ static void spans(data_t *d, int level, const char *dtype) {
 
 static void columns(data_t *d, int level, const char *dtype) {
     const fn_ops *o = d->ops;
-    double *v = memory(8 * WIDTH * sizeof *v);
+    double *v = memory(8 * WIDTH * sizeof *v), *numbers = memory(8 * WIDTH * sizeof *numbers);
     double *sum = v, *low = v + WIDTH, *centre = v + 2 * WIDTH, *m2 = v + 3 * WIDTH, *dsum = v + 4 * WIDTH, *dot = v + 5 * WIDTH,
            *dsum_lo = v + 6 * WIDTH, *dot_lo = v + 7 * WIDTH;
-    fn_norm *p = memory(WIDTH * sizeof *p);
-    fn_grad *g = memory(WIDTH * sizeof *g);
+    double *mean = numbers, *mean_lo = numbers + WIDTH, *scale = numbers + 2 * WIDTH, *shift = numbers + 3 * WIDTH,
+           *var = numbers + 4 * WIDTH, *a = numbers + 5 * WIDTH, *b = numbers + 6 * WIDTH, *c = numbers + 7 * WIDTH;
+    const fn_norms p = {mean, mean_lo, scale, shift, var, ROWS};
+    const fn_grads g = {a, b, c};
+    const fn_planes sums = {dsum, dsum_lo, dot, dot_lo};
     for (int relu = 0; relu < 2; relu++) {
         EVERY(which) EVERY_LENGTH(width) {
             ptrdiff_t post = width % 7 ? 1 : 7, channels = width / post;
@@ -145,26 +148,51 @@ static void columns(data_t *d, int level, const char *dtype) {
             for (ptrdiff_t j = 0; j < width; j++) centre[j] = (sum[j] + low[j]) / ROWS;
             o->col_squares(d->x, ROWS, width, WIDTH, centre, m2);
             for (ptrdiff_t j = 0; j < channels; j++) { /* the statistics of a channel's first column stand for it */
-                fn_moments m = {ROWS, centre[j * post], 0, m2[j * post]};
-                p[j] = norm_of(&m, 1.25, 0.5);
+                fn_moments m = {ROWS, 0, 0, centre[j * post], 0, m2[j * post]};
+                fn_norm one = norm_of(&m, 1.25, 0.5);
+                mean[j] = one.mean, scale[j] = one.scale, shift[j] = one.shift, var[j] = m.m2 / ROWS;
             }
             const void *res = relu && width % 2 ? d->res : NULL;
-            o->col_affine(d->x, res, d->y, ROWS, width, WIDTH, p, post, relu);
+            o->col_affine(d->x, res, d->y, ROWS, width, WIDTH, &p, post, relu);
             eat_storage(d, d->y);
-            o->col_grad_sums(d->dy, d->x, res, ROWS, width, WIDTH, p, post, relu, dsum, dsum_lo, dot, dot_lo);
+            o->col_grad_sums(d->dy, d->x, res, ROWS, width, WIDTH, &p, post, relu, sums);
             for (ptrdiff_t j = 0; j < channels; j++) {
-                double r = p[j].scale;
-                fn_grad one = {r, -r * r * r * dot[j * post] / ROWS, -r * dsum[j * post] / ROWS};
-                g[j] = one;
+                double r = scale[j];
+                a[j] = r, b[j] = -r * r * r * dot[j * post] / ROWS, c[j] = -r * dsum[j * post] / ROWS;
             }
-            o->col_grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, ROWS, width, WIDTH, p, g, post, relu);
+            o->col_grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, ROWS, width, WIDTH, &p, &g, post, relu);
             eat_doubles(v, 8 * WIDTH);
             eat_storage(d, d->y);
             eat_storage(d, d->z);
         }
         report(level, dtype, relu ? "columns, relu" : "columns");
     }
-    free(v), free(p), free(g);
+    free(v), free(numbers);
+}
+
+/* Numbers of every size go through the arithmetic on statistics; what one step makes is the next one's. */
+static void channels(data_t *d, int level, const char *dtype) {
+    const fn_channel_ops *o = d->ops->channels;
+    double *v = memory(10 * WIDTH * sizeof *v), *part[10];
+    for (int i = 0; i < 10; i++) part[i] = v + i * WIDTH;
+    EVERY(which) EVERY_LENGTH(n) {
+        fill(d, which);
+        d->ops->get(d->x, d->ops->itemsize, 10 * WIDTH, v);
+        o->means(part[0], part[1], 37, n, part[2], part[3]);
+        for (ptrdiff_t i = 0; i < n; i++) part[4][i] *= part[4][i];
+        o->recentre(part[4], which % 2 ? part[1] : NULL, part[3], 37, n);
+        o->pool_squares(part[4], part[0], part[1], 5, part[2], part[3], n, part[5], part[6]);
+        o->finish(part[4], 37, 1e-5, n, part[7], part[8]);
+        o->blend(part[0], 0.1, 1.25, part[7], n);
+        o->accumulate(part[5], part[6], n % 2 ? part[8] : NULL, n, part[2], part[3]);
+        o->slopes((fn_planes){part[2], part[3], part[5], part[6]}, n % 2 ? part[0] : NULL, part[8], 37, n, part[1], part[9]);
+        o->collapse(part[2], part[3], n, part[7]);
+        o->multiply(part[7], part[8], n, part[6]);
+        o->add_runs(part[9], n % 2 ? part[1] : NULL, n, 1, part[2], part[3]);
+        eat_doubles(v, 10 * WIDTH);
+    }
+    report(level, dtype, "channels");
+    free(v);
 }
 
 static void rows(data_t *d, int level, const char *dtype) {
@@ -266,6 +294,7 @@ int main(void) {
                         memory(WIDTH * 8), memory(WIDTH * 8), memory(SIZE * 8)};
             spans(&d, level, DTYPES[t]);
             columns(&d, level, DTYPES[t]);
+            channels(&d, level, DTYPES[t]);
             rows(&d, level, DTYPES[t]);
             likelihood(&d, level, DTYPES[t]);
             regularization(&d, level, DTYPES[t]);

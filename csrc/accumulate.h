@@ -136,17 +136,4 @@ FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n) {
     }
 }
 
-/* Σ over the m copies of w columns each, with what it loses; `to` may be where the first copy lies. */
-FN_INLINE void fn_fold(const double *s, const double *lo, ptrdiff_t w, ptrdiff_t m, double *to, double *to_lo) {
-    for (ptrdiff_t j = 0; j < w; j++) {
-        fn_dd a = {s[j], lo[j]};
-        for (ptrdiff_t i = 1; i < m; i++) {
-            fn_dd b = {s[i * w + j], lo[i * w + j]};
-            a = fn_dd_add(a, b);
-        }
-        to[j] = a.hi;
-        to_lo[j] = a.lo;
-    }
-}
-
 #endif

@@ -28,3 +28,5 @@
 #define LN2_LO -2.12194440e-4f
 #define EXP_TERMS 6
 #define exp_terms fn_exp_terms32
+#define PUT8 vd_store_float /* eight doubles, rounded to the type of arithmetic */
+#define GET8 vd_load_float

@@ -28,3 +28,5 @@
 #define LN2_LO 1.42860682030941723212e-6
 #define EXP_TERMS 12
 #define exp_terms fn_exp_terms64
+#define PUT8 vd_store /* eight doubles, rounded to the type of arithmetic */
+#define GET8 vd_load

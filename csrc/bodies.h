@@ -2,6 +2,7 @@
 /* The primitives for the types now defined; afterwards the definitions are dropped. */
 #include "spans.h"
 #include "columns.h"
+#include "column_grads.h"
 #include "rows.h"
 #include "params.h"
 #ifndef WITHOUT_SOFTMAX
@@ -69,6 +70,8 @@
 #undef ZERO_BELOW
 #undef POWER_OF_TWO
 #undef KEEP
+#undef PUT8
+#undef GET8
 #undef EXP_SMALLEST
 #undef EXP_MAGIC
 #undef EXP_UNSCALE

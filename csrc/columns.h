@@ -1,5 +1,5 @@
 /* A matrix whose columns each have their own statistic: channels-last images, (N, C) arrays, and NCHW spans too short to be
-   worth a horizontal reduction (then a "column" is one pixel of one channel, and fn_column_* add up the columns of a channel).
+   worth a horizontal reduction (then a "column" is one pixel of one channel, and add_runs adds up the columns of a channel).
 
    Included once per (storage S, arithmetic T). Sums read eight rows (of two arrays: four) side by side, so that squares are
    added as a tree of eight before they are widened, as in spans.h, and a column's accumulators are loaded and stored once for
@@ -29,6 +29,12 @@ FN_INLINE ptrdiff_t NAME(col_piece)(ptrdiff_t width) {
         height = ((rows) - done) / a;                                                                                    \
         STEP;                                                                                                            \
     }
+
+/* Numbers 0 .. w - 1 of an array, repeated m times, then zeros for a partial vector. */
+FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
+    for (ptrdiff_t j = w; j < m * w; j++) v[j] = v[j - w];
+    for (ptrdiff_t j = m * w; j < m * w + LANES; j++) v[j] = 0;
+}
 
 /* ---- sums ---- */
 
@@ -68,10 +74,10 @@ FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, 
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece;
-        double s[FN_TILE], lo[FN_TILE];
+        double room[2 * FN_TILE], *s = m > 1 ? room : sum + t, *lo = m > 1 ? room + FN_TILE : sum_lo + t;
         for (ptrdiff_t j = 0; j < m * w; j++) s[j] = lo[j] = 0;
         EACH_ABREAST(m, rows, NAME(col_sums_add)(x + t + done * stride, height, a * w, a * stride, s, lo))
-        fn_fold(s, lo, w, m, sum + t, sum_lo + t);
+        if (m > 1) fn_fold(s, lo, w, m, sum + t, sum_lo + t);
     }
 }
 
@@ -97,30 +103,32 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
     const S *x = xv;
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
-        ptrdiff_t w = width - t < piece ? width - t : piece, j = 0;
-        T c[FN_TILE + LANES];
-        double q[FN_TILE], q_lo[FN_TILE], wide[FN_TILE];
-        for (ptrdiff_t i = 0; i < m; i++)
-            for (ptrdiff_t k = 0; k < w; k++, j++) { c[j] = (T)centre[t + k]; q[j] = q_lo[j] = 0; }
-        for (ptrdiff_t i = 0; i < LANES; i++) c[j + i] = 0;
+        ptrdiff_t w = width - t < piece ? width - t : piece;
+        T c[FN_TILE + 2 * LANES];
+        double room[2 * FN_TILE], *q = m > 1 ? room : m2 + t, q_lo[FN_TILE];
+        EACH_EIGHT(w, PUT8(c + k, fn_at(centre + t + k, n));)
+        NAME(repeat)(c, w, m);
+        for (ptrdiff_t j = 0; j < m * w; j++) q[j] = q_lo[j] = 0;
         EACH_ABREAST(m, rows, NAME(col_squares_add)(x + t + done * stride, height, a * w, a * stride, c, q, q_lo))
-        fn_fold(q, q_lo, w, m, q, q_lo);
-        int safe = 1;
-        for (j = 0; j < w; j++) safe &= fn_in_safe_range(q[j], (double)rows);
+        if (m > 1) fn_fold(q, q_lo, w, m, m2 + t, q_lo);
+        q = m2 + t;
+        vd r = vd_set1((double)rows);
 #ifdef WIDER
         /* Columns that float cannot hold are done again in double, about the same c; the others keep their bits. */
-        if (FN_UNLIKELY(!safe)) {
-            double about[FN_TILE];
-            for (j = 0; j < w; j++) about[j] = (double)c[j];
+        vl safe = vd_at_most(vd_zero(), r);
+        EACH_EIGHT(w, safe = vl_and(safe, vd_between(n == 8 ? vd_load(q + k) : vd_first_or(vd_load_n(q + k, n), r, n),
+                                                     (double)rows * 0x1p-100, 0x1p100));)
+        if (FN_UNLIKELY(!vl_all(safe))) {
+            double about[FN_TILE], wide[FN_TILE];
+            for (ptrdiff_t j = 0; j < w; j++) about[j] = (double)c[j];
             WIDER(col_squares)(x + t, rows, w, stride, about, wide);
+            for (ptrdiff_t j = 0; j < w; j++) if (!fn_in_safe_range(q[j], (double)rows)) q[j] = wide[j];
         }
-#else
-        safe = 1;
 #endif
-        for (j = 0; j < w; j++) {
-            double d = centre[t + j] - (double)c[j];
-            m2[t + j] = ((safe || fn_in_safe_range(q[j], (double)rows) ? q[j] : wide[j]) - (double)rows * (d * d)) + q_lo[j];
-        }
+        EACH_EIGHT(w, {
+            vd d = vd_sub(fn_at(centre + t + k, n), GET8(c + k));
+            fn_put(q + k, vd_add(vd_sub(fn_at(q + k, n), vd_mul(r, vd_mul(d, d))), fn_at(q_lo + k, n)), n);
+        })
     }
 }
 
@@ -143,27 +151,48 @@ FN_INLINE ptrdiff_t NAME(channel_end)(ptrdiff_t k, ptrdiff_t post, ptrdiff_t fro
     return end < w ? end : w;
 }
 
-/* Numbers 0 .. w - 1 of an array, repeated m times, then zeros for a partial vector. */
-FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
-    for (ptrdiff_t j = w; j < m * w; j++) v[j] = v[j - w];
-    for (ptrdiff_t j = m * w; j < m * w + LANES; j++) v[j] = 0;
-}
-
 /* The numbers of columns from .. from + w, m times; a channel has `post` columns. */
-FN_INLINE void NAME(col_split)(const fn_norm *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, ptrdiff_t head,
+FN_INLINE void NAME(col_split)(const fn_norms *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, ptrdiff_t head,
                                NAME(col_norms) *v) {
-    ptrdiff_t j = 0;
     v->pad = head ? LANES - head : 0;
     T *his = v->hi + v->pad, *los = v->lo + v->pad, *scales = v->scale + v->pad, *shifts = v->shift + v->pad;
-    for (ptrdiff_t k = from / post; j < w; k++) {
-        ptrdiff_t end = NAME(channel_end)(k, post, from, w);
-        T hi = (T)p[k].mean, lo = (T)((p[k].mean - (double)hi) + p[k].mean_lo), scale = (T)p[k].scale, shift = (T)p[k].shift;
-        for (; j < end; j++) { his[j] = hi; los[j] = lo; scales[j] = scale; shifts[j] = shift; }
-    }
+    if (post == 1)
+        EACH_EIGHT(w, {
+            vd mean = fn_at(p->mean + from + k, n);
+            PUT8(his + k, mean);
+            PUT8(los + k, vd_add(vd_sub(mean, GET8(his + k)), fn_at(p->mean_lo + from + k, n)));
+            PUT8(scales + k, fn_at(p->scale + from + k, n));
+            PUT8(shifts + k, p->shift ? fn_at(p->shift + from + k, n) : vd_zero());
+        })
+    else
+        for (ptrdiff_t j = 0, k = from / post; j < w; k++) {
+            ptrdiff_t end = NAME(channel_end)(k, post, from, w);
+            T hi = (T)p->mean[k], lo = (T)((p->mean[k] - (double)hi) + p->mean_lo[k]), scale = (T)p->scale[k];
+            T shift = p->shift ? (T)p->shift[k] : 0;
+            for (; j < end; j++) { his[j] = hi; los[j] = lo; scales[j] = scale; shifts[j] = shift; }
+        }
     NAME(repeat)(his, w, m);
     NAME(repeat)(los, w, m);
     NAME(repeat)(scales, w, m);
     NAME(repeat)(shifts, w, m);
+}
+
+/* The same for one number per channel. */
+FN_INLINE void NAME(col_spread)(const double *from, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, T *to) {
+    if (post == 1) EACH_EIGHT(w, PUT8(to + k, fn_at(from + t + k, n));)
+    else
+        for (ptrdiff_t j = 0, k = t / post; j < w; k++)
+            for (ptrdiff_t end = NAME(channel_end)(k, post, t, w); j < end; j++) to[j] = (T)from[k];
+    NAME(repeat)(to, w, m);
+}
+
+/* Columns from t on that need the same arithmetic, at most w; *wide: it is wider, and they belong to one channel. */
+FN_INLINE ptrdiff_t NAME(col_alike)(const fn_norms *p, const fn_grads *g, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post, int *wide) {
+    ptrdiff_t k = t / post;
+    *wide = 0;
+    if (FN_LIKELY(fn_are_plain(p, g, k, (t + w - 1) / post + 1 - k))) return w;
+    *wide = fn_is_wide(p, g, k);
+    return *wide ? NAME(channel_end)(k, post, t, w) : fn_alike(p, g, t, w, post);
 }
 
 FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
@@ -216,7 +245,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 }
 
 FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
-                                 const fn_norm *p, ptrdiff_t post, int flags) {
+                                 const fn_norms *p, ptrdiff_t post, int flags) {
     NAME(col_norms) v;
     int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
@@ -225,10 +254,11 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
         S *y = (S *)yv + t;
         w = NAME(col_end)(y, width - t < piece ? width - t : piece, width - t, stream);
 #ifdef WIDER
-        w = fn_alike(p, NULL, t, w, post);
-        if (FN_UNLIKELY(p[t / post].wide)) { /* one channel at a time */
-            w = NAME(channel_end)(t / post, post, t, w);
-            WIDER(col_affine)(x, res, y, rows, w, stride, p + t / post, w, flags & FN_RELU);
+        int wide;
+        w = NAME(col_alike)(p, NULL, t, w, post, &wide);
+        if (FN_UNLIKELY(wide)) {
+            fn_norms one = fn_norms_from(p, t / post);
+            WIDER(col_affine)(x, res, y, rows, w, stride, &one, w, flags & FN_RELU);
             continue;
         }
 #endif
@@ -240,182 +270,6 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
         else if (res) { if (stream) BODY(res + done * stride, 1, relu, 1) else BODY(res + done * stride, 1, relu, 0) }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1) else BODY(NULL, 0, 1, 0) }
         else { if (stream) BODY(NULL, 0, 0, 1) else BODY(NULL, 0, 0, 0) }
-#undef BODY
-    }
-    if (stream) fn_fence();
-}
-
-/* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
-FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
-                                        NAME(affine_v) v, int has_res, int relu) {
-    NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
-    if (rows == 4) {
-        NAME(col_fetch)(dy, 4, stride);
-        NAME(col_fetch)(x, 4, stride);
-    }
-    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
-        ptrdiff_t o = r * stride;
-        if (!relu && n == LANES) { SUMS_EACH_AT(&s.sum, &s.dot, dy + o, x + o, v.hi); continue; }
-        V xi = NAME(col_load)(x + o, n);
-        V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
-        s.sum = ACC_ADD(s.sum, g);
-        s.dot = ACC_DOT_EACH(s.dot, g, xi, v.hi);
-    }
-    return s;
-}
-
-/* Per column: Σdy and Σdy·(x - hi), and what they lost. */
-typedef struct { double sum[FN_TILE], sum_lo[FN_TILE], dot[FN_TILE], dot_lo[FN_TILE]; } NAME(col_totals);
-
-FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
-                                   const NAME(col_norms) *p, int has_res, int relu, NAME(col_totals) *to) {
-#define BODY(row, rows, n)                                                                                               \
-    do {                                                                                                                 \
-        ptrdiff_t o = (row) * stride + j;                                                                                \
-        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), has_res, relu); \
-        ACC_PUT(s.sum, to->sum + j, to->sum_lo + j, n);                                                                  \
-        ACC_PUT(s.dot, to->dot + j, to->dot_lo + j, n);                                                                  \
-    } while (0)
-    ptrdiff_t r = 0;
-    for (; r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, res += has_res ? 4 * stride : 0) EACH_COLUMN(w, 4, 1, BODY);
-    EACH_COLUMN(w, rows - r, 0, BODY);
-#undef BODY
-}
-
-FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows, ptrdiff_t width,
-                                    ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags, double *dsum,
-                                    double *dsum_lo, double *dot, double *dot_lo) {
-    NAME(col_norms) v;
-    NAME(col_totals) to;
-    int relu = flags & FN_RELU;
-    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
-    for (ptrdiff_t t = 0; t < width; t += piece) {
-        ptrdiff_t w = width - t < piece ? width - t : piece;
-        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
-        NAME(col_split)(p, t, w, post, m, 0, &v);
-        for (ptrdiff_t j = 0; j < m * w; j++) to.sum[j] = to.sum_lo[j] = to.dot[j] = to.dot_lo[j] = 0;
-#define BODY(r, has_res, relu) \
-    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v, has_res, relu, &to))
-        if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu)
-        else if (!relu) BODY(NULL, 0, 0)
-        else if (!res) BODY(NULL, 0, 1)
-        else BODY(res + done * stride, 1, 1)
-#undef BODY
-        fn_fold(to.sum, to.sum_lo, w, m, dsum + t, dsum_lo + t);
-        fn_fold(to.dot, to.dot_lo, w, m, dot + t, dot_lo + t);
-        ptrdiff_t j = 0;
-        for (ptrdiff_t k = t / post; j < w; k++) {
-            ptrdiff_t end = NAME(channel_end)(k, post, t, w);
-            double lo = (p[k].mean - (double)v.hi[j]) + p[k].mean_lo; /* pad is 0 */
-#ifdef WIDER
-            /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
-            if (FN_UNLIKELY(p[k].wide)) {
-                for (; j < end; j++)
-                    WIDER(col_grad_sums)(dy + j, x + j, res ? res + j : NULL, rows, 1, stride, p + k, 1, flags, dsum + t + j,
-                                         dsum_lo + t + j, dot + t + j, dot_lo + t + j);
-                continue;
-            }
-#endif
-            for (; j < end; j++) dot_lo[t + j] -= lo * dsum[t + j];
-        }
-    }
-}
-
-typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAME(col_grads);
-
-FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
-                                         ptrdiff_t stride, const NAME(col_norms) *p, const NAME(col_grads) *q, int has_res,
-                                         int relu, int stream) {
-#define GRAD(g, z, o, n)                                                                                                 \
-    V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
-    V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
-    V z = NAME(combine)(g, xi_##z, v, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
-#define FULL(n)                                                                                                          \
-    do {                                                                                                                 \
-        fn_prefetch(x + j + stride);                                                                                     \
-        fn_prefetch(dy + j + stride);                                                                                    \
-        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
-        GRAD(g, z, j, LANES)                                                                                             \
-        if (dres) STORE(dres + j, g);                                                                                    \
-        if (stream) STREAM(dx + j, z); else STORE(dx + j, z);                                                            \
-    } while (0)
-#define PART(n)                                                                                                          \
-    do {                                                                                                                 \
-        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
-        GRAD(g, z, j, n)                                                                                                 \
-        if (dres) STORE_N(dres + j, g, n);                                                                               \
-        STORE_N(dx + j, z, n);                                                                                           \
-    } while (0)
-    ptrdiff_t r = 0, head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
-    for (; !GENERIC && !stream && !has_res && r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, dx += 4 * stride) {
-        for (ptrdiff_t k = 0, j = 0; k < 4 && head; k++) {
-            NAME(affine_v) v = NAME(col_norm)(p, j);
-            GRAD(g, z, k * stride, head)
-            STORE_N(dx + k * stride, z, head);
-        }
-        for (ptrdiff_t j = head; j < whole; j += LANES) {
-            NAME(affine_v) v = NAME(col_norm)(p, j);
-            GRAD(g0, z0, j, LANES)
-            GRAD(g1, z1, j + stride, LANES)
-            GRAD(g2, z2, j + 2 * stride, LANES)
-            GRAD(g3, z3, j + 3 * stride, LANES)
-            STORE(dx + j, z0);
-            STORE(dx + j + stride, z1);
-            STORE(dx + j + 2 * stride, z2);
-            STORE(dx + j + 3 * stride, z3);
-        }
-        for (ptrdiff_t k = 0, j = whole; k < 4 && j < w; k++) {
-            NAME(affine_v) v = NAME(col_norm)(p, j);
-            GRAD(g, z, j + k * stride, w - j)
-            STORE_N(dx + j + k * stride, z, w - j);
-        }
-    }
-    for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
-        if (stream) { fn_prefetch_edge(dx + stride); fn_prefetch_edge(dx + stride + w); }
-        EACH_IN_ROW(dx, w, stream, FULL, PART);
-        if (has_res) res += stride;
-        if (dres) dres += stride;
-    }
-#undef PART
-#undef FULL
-#undef GRAD
-}
-
-FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv, void *drv, ptrdiff_t rows,
-                                     ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, const fn_grad *g, ptrdiff_t post,
-                                     int flags) {
-    NAME(col_norms) v;
-    NAME(col_grads) q;
-    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
-    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
-    for (ptrdiff_t t = 0, w; t < width; t += w) {
-        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
-        S *dx = (S *)dxv + t, *dres = drv && res ? (S *)drv + t : NULL;
-        w = NAME(col_end)(dx, width - t < piece ? width - t : piece, width - t, stream);
-#ifdef WIDER
-        w = fn_alike(p, g, t, w, post);
-        if (FN_UNLIKELY(p[t / post].wide || !fn_grad_is_safe(g + t / post))) {
-            w = NAME(channel_end)(t / post, post, t, w);
-            WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, p + t / post, g + t / post, w, relu);
-            continue;
-        }
-#endif
-        if (w < width) m = 1;
-        NAME(col_split)(p, t, w, post, m, stream ? 0 : NAME(col_head)(dx, w), &v);
-        T *as = q.a + v.pad, *bs = q.b + v.pad, *cs = q.c + v.pad;
-        ptrdiff_t j = 0;
-        for (ptrdiff_t k = t / post; j < w; k++)
-            for (ptrdiff_t end = NAME(channel_end)(k, post, t, w); j < end; j++) { as[j] = (T)g[k].a; bs[j] = (T)g[k].b; cs[j] = (T)g[k].c; }
-        NAME(repeat)(as, w, m);
-        NAME(repeat)(bs, w, m);
-        NAME(repeat)(cs, w, m);
-#define BODY(r, dr, has_res, relu, stream)                                                                               \
-    EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
-                                                    a * w, a * stride, &v, &q, has_res, relu, stream))
-        if (GENERIC || res)
-            BODY(res ? res + done * stride : NULL, dres ? dres + done * stride : NULL, res != NULL, relu, 0)
-        else if (relu) { if (stream) BODY(NULL, NULL, 0, 1, 1) else BODY(NULL, NULL, 0, 1, 0) }
-        else { if (stream) BODY(NULL, NULL, 0, 0, 1) else BODY(NULL, NULL, 0, 0, 0) }
 #undef BODY
     }
     if (stream) fn_fence();

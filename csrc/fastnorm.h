@@ -28,14 +28,46 @@ typedef struct { double sum, sum_lo, dot, dot_lo; } fn_sums;
 /* dx = a·dy + b·(x - mean) + c */
 typedef struct { double a, b, c; } fn_grad;
 
+/* The same for channels side by side, an array for each number. shift may be NULL: 0. `number` is that of the elements behind a
+   statistic, for the size of (x - mean)². */
+typedef struct { const double *mean, *mean_lo, *scale, *shift, *var; double number; } fn_norms;
+typedef struct { const double *a, *b, *c; } fn_grads;
+typedef struct { double *sum, *sum_lo, *dot, *dot_lo; } fn_planes;
+
 enum { FN_RELU = 1, FN_STREAM = 2 };
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
 
 /* `count` spans of `len` contiguous elements each, `stride` elements from the start of one to the start of the next. */
 typedef struct { ptrdiff_t len, count, stride; } fn_spans;
 
+/* Arithmetic on `count` statistics or channels; `number` is that of the elements behind each. */
+typedef struct {
+    /* to[i] + to_lo[i] = Σ of the i-th run of `length` entries of s + lo; lo may be NULL. */
+    void (*add_runs)(const double *s, const double *lo, ptrdiff_t length, ptrdiff_t count, double *to, double *to_lo);
+    /* mean = sum / number. */
+    void (*means)(const double *sum, const double *sum_lo, double number, ptrdiff_t count, double *mean, double *mean_lo);
+    /* m2, of squares about mean, becomes that about mean + mean_lo, and at least 0; m2_lo may be NULL. */
+    void (*recentre)(double *m2, const double *m2_lo, const double *mean_lo, double number, ptrdiff_t count);
+    /* to += m2 + number·(mean - centre)² */
+    void (*pool_squares)(const double *m2, const double *mean, const double *mean_lo, double number, const double *centre,
+                         const double *centre_lo, ptrdiff_t count, double *to, double *to_lo);
+    /* var = m2 / number, rstd = 1 / sqrt(var + eps); var may be m2. */
+    void (*finish)(const double *m2, double number, double eps, ptrdiff_t count, double *var, double *rstd);
+    /* to = a·b */
+    void (*multiply)(const double *a, const double *b, ptrdiff_t count, double *to);
+    /* to += weight·x; weight may be NULL: 1. */
+    void (*accumulate)(const double *x, const double *x_lo, const double *weight, ptrdiff_t count, double *to, double *to_lo);
+    /* to = hi + lo */
+    void (*collapse)(const double *hi, const double *lo, ptrdiff_t count, double *to);
+    /* b = -rstd³·γ·dot / number, c = -rstd·γ·sum / number; gamma may be NULL: 1. */
+    void (*slopes)(fn_planes sums, const double *gamma, const double *rstd, double number, ptrdiff_t count, double *b, double *c);
+    /* running = (1 - step)·running + step·factor·batch */
+    void (*blend)(double *running, double step, double factor, const double *batch, ptrdiff_t count);
+} fn_channel_ops;
+
 typedef struct {
     ptrdiff_t itemsize;
+    const fn_channel_ops *channels;
 
     /* Makes streamed stores visible to other threads. */
     void (*fence)(void);
@@ -59,15 +91,14 @@ typedef struct {
     void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo);
     /* m2[j] = Σ_r (x[r,j] - centre[j])² - rows·(centre[j] - fl(centre[j]))²: about the centre in double. */
     void (*col_squares)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2);
-    /* Here and below p and g have an entry per channel, which owns `post` neighbouring columns. */
+    /* Here and below p and g have a number per channel, which owns `post` neighbouring columns. */
     void (*col_affine)(const void *x, const void *residual, void *y, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
-                       const fn_norm *p, ptrdiff_t post, int flags);
-    /* dsum[j] = Σ_r dy[r,j]; dot[j] = Σ_r dy[r,j]·(x[r,j] - mean[j]); what the roundings lost in dsum_lo, dot_lo. */
+                       const fn_norms *p, ptrdiff_t post, int flags);
+    /* to.sum[j] = Σ_r dy[r,j]; to.dot[j] = Σ_r dy[r,j]·(x[r,j] - mean[j]); what the roundings lost in sum_lo, dot_lo. */
     void (*col_grad_sums)(const void *dy, const void *x, const void *residual, ptrdiff_t rows, ptrdiff_t width,
-                          ptrdiff_t stride, const fn_norm *p, ptrdiff_t post, int flags, double *dsum, double *dsum_lo, double *dot,
-                          double *dot_lo);
+                          ptrdiff_t stride, const fn_norms *p, ptrdiff_t post, int flags, fn_planes to);
     void (*col_grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, ptrdiff_t rows,
-                           ptrdiff_t width, ptrdiff_t stride, const fn_norm *p, const fn_grad *g, ptrdiff_t post, int flags);
+                           ptrdiff_t width, ptrdiff_t stride, const fn_norms *p, const fn_grads *g, ptrdiff_t post, int flags);
 
     /* ---- rows that each have their own statistic and share per-column parameters: layer and RMS norm ----
        Parameters are vectors of the arithmetic type (float, or double for float64). centred = 0 is RMS. */
@@ -107,16 +138,6 @@ typedef struct {
     void (*put)(const double *src, ptrdiff_t n, void *dst, ptrdiff_t stride);
 } fn_ops;
 
-/* The moments of `segments` runs of `segment` columns each, from column sums over n / segment rows; every column's mean. */
-void fn_column_means(const double *sum, const double *lost, ptrdiff_t segments, ptrdiff_t segment, double n, fn_moments *out,
-                     double *mean);
-/* m2 of each run from its columns' squares about out->mean, without its low part. */
-void fn_column_squares(const double *m2, ptrdiff_t segments, ptrdiff_t segment, fn_moments *out);
-/* The gradient sums of runs of `post` columns, from those of the columns. */
-void fn_column_grads(const double *sum, const double *sum_lo, const double *dot, const double *dot_lo, ptrdiff_t channels,
-                     ptrdiff_t post, fn_sums *out);
-/* out = the moments of the union of parts[0], parts[stride], ...: sums added, squares moved to the common mean. */
-void fn_pool(const fn_moments *parts, ptrdiff_t count, ptrdiff_t stride, fn_moments *out);
 /* Chan's merge: a becomes the moments of the union of a and b. */
 void fn_merge(fn_moments *a, const fn_moments *b);
 

@@ -7,6 +7,7 @@
 #include "fastnorm.h"
 #include "scalar.h"
 #include "accumulate.h"
+#include "channels.h"
 
 /* ---- what float arithmetic can hold ---- */
 
@@ -14,13 +15,6 @@
 FN_INLINE int fn_in_safe_range(double q, double n) { return q >= n * 0x1p-100 && q <= 0x1p100; }
 FN_INLINE int fn_square_sum_is_safe(const fn_moments *m) { return fn_in_safe_range(m->m2, m->n) && m->mean >= -0x1p125 && m->mean <= 0x1p125; }
 FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_is_plain(g->b) & fn_is_plain(g->c); }
-/* How many of the columns from .. from + w are alike in asking for wider arithmetic; g may be NULL. */
-FN_INLINE ptrdiff_t fn_alike(const fn_norm *p, const fn_grad *g, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post) {
-    ptrdiff_t k = from / post, end = (k + 1) * post - from;
-    int wide = p[k].wide || (g && !fn_grad_is_safe(g + k));
-    for (k++; end < w && (p[k].wide || (g && !fn_grad_is_safe(g + k))) == wide; k++) end += post;
-    return end < w ? end : w;
-}
 
 /* ---- half types: float16 and bfloat16 in memory, float in registers ---- */
 
@@ -171,7 +165,7 @@ FN_INLINE ptrdiff_t fn_alike(const fn_norm *p, const fn_grad *g, ptrdiff_t from,
 /* ---- the table ---- */
 
 #define OPS(dtype, size) \
-    {size, fn_fence, moments_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype, col_sums_##dtype, col_squares_##dtype, \
+    {size, &FN_CHANNELS, fn_fence, moments_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype, col_sums_##dtype, col_squares_##dtype, \
      col_affine_##dtype, col_grad_sums_##dtype, col_grad_apply_##dtype, row_moments_##dtype, row_apply_##dtype, \
      rows_forward_##dtype, row_grad_sums_##dtype, rows_grad_##dtype, add_##dtype, gate_row_##dtype, softmax_##dtype, softmax_grad_##dtype, \
      lse_##dtype, cross_entropy_grad_##dtype, dropout_##dtype, dropout_grad_##dtype, get_##dtype, put_##dtype}

@@ -84,6 +84,16 @@ FN_INLINE vd vd_sub(vd a, vd b) { FN_EACH(p, a.v[p] -= b.v[p]); return a; }
 FN_INLINE vd vd_mul(vd a, vd b) { FN_EACH(p, a.v[p] *= b.v[p]); return a; }
 FN_INLINE vd vd_div(vd a, vd b) { FN_EACH(p, a.v[p] /= b.v[p]); return a; }
 
+#if FN_LEVEL == 3
+FN_INLINE vd vd_sqrt(vd a) { a.v[0] = (fn_nd)_mm512_sqrt_pd((__m512d)a.v[0]); return a; }
+#elif FN_LEVEL == 2
+FN_INLINE vd vd_sqrt(vd a) { FN_EACH(p, a.v[p] = (fn_nd)_mm256_sqrt_pd((__m256d)a.v[p])); return a; }
+#elif defined(FN_X86)
+FN_INLINE vd vd_sqrt(vd a) { FN_EACH(p, a.v[p] = (fn_nd)_mm_sqrt_pd((__m128d)a.v[p])); return a; }
+#else
+FN_INLINE vd vd_sqrt(vd a) { FN_EACH(p, for (int i = 0; i < 2; i++) a.v[p][i] = __builtin_sqrt(a.v[p][i])); return a; }
+#endif
+
 /* ---- masks: keep lanes 0 .. n-1, or the lanes where z > 0 (NaN counts as kept), and clear the others to +0 ---- */
 
 static const int32_t fn_lanes32[32] __attribute__((aligned(64), unused)) =
@@ -125,6 +135,32 @@ FN_INLINE vd vd_at_least(vd a, vd limit) {
 }
 FN_INLINE vf vf_zero_below(vf a, vf limit, vf x) { FN_EACH(p, x.v[p] = (fn_nf)((fn_ni)x.v[p] & ~(fn_ni)(a.v[p] < limit.v[p]))); return x; }
 FN_INLINE vd vd_zero_below(vd a, vd limit, vd x) { FN_EACH(p, x.v[p] = (fn_nd)((fn_nl)x.v[p] & ~(fn_nl)(a.v[p] < limit.v[p]))); return x; }
+
+/* ---- doubles: NaN as 0; NaN and infinity as 0; lanes where low ≤ |a| < high or a = 0, where
+   low ≤ a ≤ high, and where a ≤ limit ---- */
+
+FN_INLINE vd vd_number(vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] == a.v[p]))); return a; }
+FN_INLINE vd vd_finite(vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] - a.v[p] == 0.0))); return a; }
+FN_INLINE vl vd_within(vd a, double low, double high) {
+    vl r;
+    FN_EACH(p, {
+        fn_nd size = (fn_nd)((fn_nl)a.v[p] & INT64_MAX);
+        r.v[p] = ((fn_nl)(size >= low) & (fn_nl)(size < high)) | (fn_nl)(size == 0.0);
+    });
+    return r;
+}
+FN_INLINE vl vd_between(vd a, double low, double high) {
+    vl r;
+    FN_EACH(p, r.v[p] = (fn_nl)(a.v[p] >= low) & (fn_nl)(a.v[p] <= high));
+    return r;
+}
+FN_INLINE vl vd_at_most(vd a, vd limit) { vl r; FN_EACH(p, r.v[p] = (fn_nl)(a.v[p] <= limit.v[p])); return r; }
+FN_INLINE vl vl_and(vl a, vl b) { FN_EACH(p, a.v[p] &= b.v[p]); return a; }
+FN_INLINE int vl_all(vl a) {
+    int64_t all = -1;
+    FN_EACH(p, for (int i = 0; i < FN_NATIVE / 8; i++) all &= a.v[p][i]);
+    return all == -1;
+}
 
 /* ---- 2^(n + 64), or 2^(n + 256) for doubles, from k = n + 1.5·2^23 (1.5·2^52): n is in the low bits of k ---- */
 

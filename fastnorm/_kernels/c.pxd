@@ -12,13 +12,45 @@ cdef extern from "fastnorm.h" nogil:
         double sum, sum_lo, dot, dot_lo
     ctypedef struct fn_grad:
         double a, b, c
+    ctypedef struct fn_norms:
+        const double *mean
+        const double *mean_lo
+        const double *scale
+        const double *shift
+        const double *var
+        double number
+    ctypedef struct fn_grads:
+        const double *a
+        const double *b
+        const double *c
+    ctypedef struct fn_planes:
+        double *sum
+        double *sum_lo
+        double *dot
+        double *dot_lo
     ctypedef struct fn_spans:
         Py_ssize_t len, count, stride
     enum: FN_RELU, FN_STREAM
     enum: FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES
     enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_NEON, FN_LEVELS
+    ctypedef struct fn_channel_ops:
+        void add_runs(const double *s, const double *lo, Py_ssize_t length, Py_ssize_t count, double *to, double *to_lo) noexcept nogil
+        void means(const double *sum, const double *sum_lo, double number, Py_ssize_t count, double *mean,
+                   double *mean_lo) noexcept nogil
+        void recentre(double *m2, const double *m2_lo, const double *mean_lo, double number, Py_ssize_t count) noexcept nogil
+        void pool_squares(const double *m2, const double *mean, const double *mean_lo, double number, const double *centre,
+                          const double *centre_lo, Py_ssize_t count, double *to, double *to_lo) noexcept nogil
+        void finish(const double *m2, double number, double eps, Py_ssize_t count, double *var, double *rstd) noexcept nogil
+        void multiply(const double *a, const double *b, Py_ssize_t count, double *to) noexcept nogil
+        void accumulate(const double *x, const double *x_lo, const double *weight, Py_ssize_t count, double *to,
+                        double *to_lo) noexcept nogil
+        void collapse(const double *hi, const double *lo, Py_ssize_t count, double *to) noexcept nogil
+        void slopes(fn_planes sums, const double *gamma, const double *rstd, double number, Py_ssize_t count, double *b,
+                    double *c) noexcept nogil
+        void blend(double *running, double step, double factor, const double *batch, Py_ssize_t count) noexcept nogil
     ctypedef struct fn_ops:
         Py_ssize_t itemsize
+        const fn_channel_ops *channels
         void fence() noexcept nogil
         void moments(const void *x, fn_spans s, fn_moments *out) noexcept nogil
         void affine(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags,
@@ -31,12 +63,11 @@ cdef extern from "fastnorm.h" nogil:
         void col_squares(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, const double *centre,
                          double *m2) noexcept nogil
         void col_affine(const void *x, const void *residual, void *y, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride,
-                        const fn_norm *p, Py_ssize_t post, int flags) noexcept nogil
+                        const fn_norms *p, Py_ssize_t post, int flags) noexcept nogil
         void col_grad_sums(const void *dy, const void *x, const void *residual, Py_ssize_t rows, Py_ssize_t width,
-                           Py_ssize_t stride, const fn_norm *p, Py_ssize_t post, int flags, double *dsum, double *dsum_lo,
-                           double *dot, double *dot_lo) noexcept nogil
+                           Py_ssize_t stride, const fn_norms *p, Py_ssize_t post, int flags, fn_planes to) noexcept nogil
         void col_grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, Py_ssize_t rows,
-                            Py_ssize_t width, Py_ssize_t stride, const fn_norm *p, const fn_grad *g, Py_ssize_t post,
+                            Py_ssize_t width, Py_ssize_t stride, const fn_norms *p, const fn_grads *g, Py_ssize_t post,
                             int flags) noexcept nogil
         void row_moments(const void *x, Py_ssize_t len, int centred, fn_moments *m) noexcept nogil
         void row_apply(const void *x, void *y, Py_ssize_t len, const void *gamma, const void *beta, const fn_norm *p,
@@ -60,12 +91,6 @@ cdef extern from "fastnorm.h" nogil:
         void dropout_grad(const void *dy, void *dx, const uint64_t *bits, Py_ssize_t len, double scale) noexcept nogil
         void get(const void *src, Py_ssize_t stride, Py_ssize_t n, double *dst) noexcept nogil
         void put(const double *src, Py_ssize_t n, void *dst, Py_ssize_t stride) noexcept nogil
-    void fn_column_means(const double *sum, const double *lost, Py_ssize_t segments, Py_ssize_t segment, double n,
-                         fn_moments *out, double *mean) noexcept
-    void fn_column_squares(const double *m2, Py_ssize_t segments, Py_ssize_t segment, fn_moments *out) noexcept
-    void fn_column_grads(const double *sum, const double *sum_lo, const double *dot, const double *dot_lo, Py_ssize_t channels,
-                         Py_ssize_t post, fn_sums *out) noexcept
-    void fn_pool(const fn_moments *parts, Py_ssize_t count, Py_ssize_t stride, fn_moments *out) noexcept
     void fn_merge(fn_moments *a, const fn_moments *b) noexcept
     const fn_ops *fn_table(int level) noexcept
 

@@ -239,15 +239,18 @@ cdef int update_running(object running, double momentum, const double *batch, Py
     cdef Py_ssize_t i, k
     cdef int code = dtype_of(running, "running")
     cdef double total
-    cdef double *new = <double *> malloc((c + 1) * sizeof(double))
+    cdef double *new = <double *> malloc((2 * c + 1) * sizeof(double))
     if new == NULL:
         raise MemoryError("no memory to update the running statistics")
     fetch(running, code, new)
-    for k in range(c):
-        total = 0
-        for i in range(samples):
-            total += batch[i * c + k]
-        new[k] = (1 - momentum) * new[k] + momentum * (factor * (total / samples))
+    if samples > 1:
+        for k in range(c):
+            total = 0
+            for i in range(samples):
+                total += batch[i * c + k]
+            new[c + k] = total / samples
+        batch = new + c
+    ops_for(code).channels.blend(new, momentum, factor, batch, c)
     ops_for(code).put(new, c, cnp.PyArray_DATA(running), cnp.PyArray_STRIDE(running, 0))
     free(new)
     return 0

@@ -1,0 +1,186 @@
+/* Arithmetic on statistics: arrays of doubles with a number for each statistic or channel, taken eight at a time. With scalars
+   it would cost as much as a hundred elements of data per channel, which is most of an (N, C) batch. */
+#ifndef FN_CHANNELS_H
+#define FN_CHANNELS_H
+
+#include "accumulate.h"
+
+/* BODY with k = 0, 8, ... and the number n ≤ 8 of entries there. */
+#define EACH_EIGHT(count, ...)                                                                                           \
+    for (ptrdiff_t k = 0, n; k < (count); k += 8) { n = (count) - k < 8 ? (count) - k : 8; __VA_ARGS__ }
+
+FN_INLINE vd fn_at(const double *p, ptrdiff_t n) { return FN_LIKELY(n == 8) ? vd_load(p) : vd_load_n(p, n); }
+FN_INLINE void fn_put(double *p, vd a, ptrdiff_t n) { if (FN_LIKELY(n == 8)) vd_store(p, a); else vd_store_n(p, a, n); }
+
+/* ---- pairs, as in scalar.h ---- */
+
+typedef struct { vd hi, lo; } fn_vdd;
+
+FN_INLINE fn_vdd vdd_at(const double *hi, const double *lo, ptrdiff_t n) { fn_vdd r = {fn_at(hi, n), fn_at(lo, n)}; return r; }
+FN_INLINE void vdd_put(double *hi, double *lo, fn_vdd a, ptrdiff_t n) { fn_put(hi, a.hi, n); fn_put(lo, a.lo, n); }
+FN_INLINE fn_vdd vdd_two_sum(vd a, vd b) {
+    vd s = vd_add(a, b), t = vd_sub(s, a);
+    fn_vdd r = {s, vd_number(vd_add(vd_sub(a, vd_sub(s, t)), vd_sub(b, t)))};
+    return r;
+}
+FN_INLINE fn_vdd vdd_add_d(fn_vdd a, vd b) { fn_vdd s = vdd_two_sum(a.hi, b); s.lo = vd_add(s.lo, a.lo); return s; }
+FN_INLINE fn_vdd vdd_add(fn_vdd a, fn_vdd b) { fn_vdd s = vdd_two_sum(a.hi, b.hi); s.lo = vd_add(s.lo, vd_add(a.lo, b.lo)); return s; }
+FN_INLINE fn_vdd vdd_div(fn_vdd a, vd n) {
+    vd lost, q = vd_div(vd_add(a.hi, a.lo), n), p = vd_product(q, n, &lost);
+    vd r = vd_div(vd_add(vd_sub(vd_sub(a.hi, p), lost), a.lo), n);
+    return vdd_two_sum(q, vd_finite(r));
+}
+
+/* Σ over the m copies of w columns each, with what it loses; `to` may be where the first copy lies. */
+FN_OUTLINE void fn_fold(const double *s, const double *lo, ptrdiff_t w, ptrdiff_t m, double *to, double *to_lo) {
+    EACH_EIGHT(w, {
+        fn_vdd a = vdd_at(s + k, lo + k, n);
+        for (ptrdiff_t i = 1; i < m; i++) a = vdd_add(a, vdd_at(s + i * w + k, lo + i * w + k, n));
+        vdd_put(to + k, to_lo + k, a, n);
+    })
+}
+
+/* ---- moments ---- */
+
+/* Σ of n neighbours and of what they lost (or NULL). */
+FN_INLINE fn_dd fn_run(const double *s, const double *lo, ptrdiff_t n) {
+    fn_acc64 acc = acc64_zero();
+    ptrdiff_t i = 0;
+    for (; i <= n - 8; i += 8) {
+        acc = acc64_add(acc, vd_load(s + i));
+        if (lo) acc.e = vd_add(acc.e, vd_load(lo + i));
+    }
+    fn_dd r = {0, 0};
+    if (i > 0) r = acc64_sum(acc);
+    for (; i < n; i++) {
+        fn_dd one = {s[i], lo ? lo[i] : 0};
+        r = i > 0 ? fn_dd_add(r, one) : one;
+    }
+    return r;
+}
+
+FN_OUTLINE void fn_add_runs(const double *s, const double *lo, ptrdiff_t length, ptrdiff_t count, double *to, double *to_lo) {
+    for (ptrdiff_t i = 0; i < count; i++) {
+        fn_dd r = fn_run(s + i * length, lo ? lo + i * length : NULL, length);
+        to[i] = r.hi;
+        to_lo[i] = r.lo;
+    }
+}
+
+FN_OUTLINE void fn_means(const double *sum, const double *sum_lo, double number, ptrdiff_t count, double *mean, double *mean_lo) {
+    vd m = vd_set1(number);
+    EACH_EIGHT(count, vdd_put(mean + k, mean_lo + k, vdd_div(vdd_at(sum + k, sum_lo + k, n), m), n);)
+}
+
+/* n·mean_lo² in pairs: among neighbouring numbers it is as large as what it corrects. */
+FN_OUTLINE void fn_recentre(double *m2, const double *m2_lo, const double *mean_lo, double number, ptrdiff_t count) {
+    vd m = vd_set1(number), zero = vd_zero();
+    EACH_EIGHT(count, {
+        vd low = fn_at(mean_lo + k, n), square_lo, all_lo;
+        vd square = vd_product(low, low, &square_lo), all = vd_product(m, square, &all_lo);
+        fn_vdd q = {fn_at(m2 + k, n), m2_lo ? fn_at(m2_lo + k, n) : zero}, s = vdd_add_d(q, vd_sub(zero, all));
+        vd r = vd_add(s.hi, vd_sub(s.lo, vd_add(all_lo, vd_mul(m, square_lo))));
+        fn_put(m2 + k, vd_zero_below(r, zero, r), n);
+    })
+}
+
+FN_OUTLINE void fn_pool_squares(const double *m2, const double *mean, const double *mean_lo, double number, const double *centre,
+                                const double *centre_lo, ptrdiff_t count, double *to, double *to_lo) {
+    vd m = vd_set1(number);
+    EACH_EIGHT(count, {
+        vd delta = vd_add(vd_sub(fn_at(mean + k, n), fn_at(centre + k, n)), vd_sub(fn_at(mean_lo + k, n), fn_at(centre_lo + k, n)));
+        fn_vdd q = vdd_add_d(vdd_at(to + k, to_lo + k, n), fn_at(m2 + k, n));
+        vdd_put(to + k, to_lo + k, vdd_add_d(q, vd_mul(m, vd_mul(delta, delta))), n);
+    })
+}
+
+FN_OUTLINE void fn_finish(const double *m2, double number, double eps, ptrdiff_t count, double *var, double *rstd) {
+    vd m = vd_set1(number), e = vd_set1(eps), one = vd_set1(1);
+    EACH_EIGHT(count, {
+        vd v = vd_div(fn_at(m2 + k, n), m);
+        fn_put(var + k, v, n);
+        fn_put(rstd + k, vd_div(one, vd_sqrt(vd_add(v, e))), n);
+    })
+}
+
+FN_OUTLINE void fn_multiply(const double *a, const double *b, ptrdiff_t count, double *to) {
+    EACH_EIGHT(count, fn_put(to + k, vd_mul(fn_at(a + k, n), fn_at(b + k, n)), n);)
+}
+
+/* ---- gradients ---- */
+
+FN_OUTLINE void fn_accumulate(const double *x, const double *x_lo, const double *weight, ptrdiff_t count, double *to, double *to_lo) {
+    EACH_EIGHT(count, {
+        fn_vdd one = vdd_at(x + k, x_lo + k, n);
+        if (weight) { vd w = fn_at(weight + k, n); one.hi = vd_mul(one.hi, w); one.lo = vd_mul(one.lo, w); }
+        vdd_put(to + k, to_lo + k, vdd_add(vdd_at(to + k, to_lo + k, n), one), n);
+    })
+}
+
+FN_OUTLINE void fn_collapse(const double *hi, const double *lo, ptrdiff_t count, double *to) {
+    EACH_EIGHT(count, fn_put(to + k, vd_add(fn_at(hi + k, n), fn_at(lo + k, n)), n);)
+}
+
+FN_INLINE fn_vdd vdd_weighed(vd gamma, const double *x, const double *x_lo, ptrdiff_t n) {
+    vd lost, p = vd_product(gamma, fn_at(x, n), &lost);
+    fn_vdd r = {p, vd_add(vd_finite(lost), vd_mul(gamma, fn_at(x_lo, n)))};
+    return r;
+}
+
+FN_OUTLINE void fn_slopes(fn_planes s, const double *gamma, const double *rstd, double number, ptrdiff_t count, double *b, double *c) {
+    vd m = vd_set1(number), zero = vd_zero(), one = vd_set1(1);
+    EACH_EIGHT(count, {
+        vd g = gamma ? fn_at(gamma + k, n) : one, r = fn_at(rstd + k, n), minus = vd_sub(zero, r);
+        fn_vdd sum = vdd_weighed(g, s.sum + k, s.sum_lo + k, n), dot = vdd_weighed(g, s.dot + k, s.dot_lo + k, n);
+        fn_put(b + k, vd_mul(minus, vd_mul(r, vd_div(vd_mul(r, vd_add(dot.hi, dot.lo)), m))), n);
+        fn_put(c + k, vd_div(vd_mul(minus, vd_add(sum.hi, sum.lo)), m), n);
+    })
+}
+
+/* ---- running statistics ---- */
+
+FN_OUTLINE void fn_blend(double *running, double step, double factor, const double *batch, ptrdiff_t count) {
+    vd old = vd_set1(1 - step), new = vd_set1(step), f = vd_set1(factor);
+    EACH_EIGHT(count, {
+        vd moved = vd_mul(new, vd_mul(f, fn_at(batch + k, n)));
+        fn_put(running + k, vd_add(vd_mul(old, fn_at(running + k, n)), moved), n);
+    })
+}
+
+static const fn_channel_ops FN_CHANNELS = {fn_add_runs, fn_means, fn_recentre, fn_pool_squares, fn_finish,
+                                           fn_multiply, fn_accumulate, fn_collapse, fn_slopes, fn_blend};
+
+/* ---- what float arithmetic can hold, as in scalar.h ---- */
+
+FN_INLINE vl vl_plain(vd a) { return vd_within(a, 0x1p-100, 0x1p100); }
+
+/* Do channels from .. from + count and their gradients (or NULL) need no wider arithmetic? */
+FN_OUTLINE int fn_are_plain(const fn_norms *p, const fn_grads *g, ptrdiff_t from, ptrdiff_t count) {
+    vd m = vd_set1(p->number), limit = vd_set1(0x1p250);
+    vl all = vd_at_most(vd_zero(), limit);
+    EACH_EIGHT(count, {
+        ptrdiff_t i = from + k;
+        all = vl_and(all, vl_and(vl_plain(fn_at(p->scale + i, n)), vd_within(fn_at(p->mean + i, n), 0x1p-90, 0x1p125)));
+        all = vl_and(all, vd_at_most(vd_mul(fn_at(p->var + i, n), m), limit));
+        if (g) all = vl_and(all, vl_and(vl_plain(fn_at(g->a + i, n)), vl_and(vl_plain(fn_at(g->b + i, n)), vl_plain(fn_at(g->c + i, n)))));
+    })
+    return vl_all(all);
+}
+FN_INLINE int fn_is_wide(const fn_norms *p, const fn_grads *g, ptrdiff_t k) {
+    return fn_needs_wide(p->mean[k], p->var[k] * p->number, p->scale[k]) ||
+           (g && !(fn_is_plain(g->a[k]) & fn_is_plain(g->b[k]) & fn_is_plain(g->c[k])));
+}
+/* How many of the columns from .. from + w are alike in asking for wider arithmetic. */
+FN_INLINE ptrdiff_t fn_alike(const fn_norms *p, const fn_grads *g, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post) {
+    ptrdiff_t k = from / post, end = (k + 1) * post - from;
+    int wide = fn_is_wide(p, g, k);
+    for (k++; end < w && fn_is_wide(p, g, k) == wide; k++) end += post;
+    return end < w ? end : w;
+}
+FN_INLINE fn_norms fn_norms_from(const fn_norms *p, ptrdiff_t k) {
+    fn_norms r = {p->mean + k, p->mean_lo + k, p->scale + k, p->shift ? p->shift + k : NULL, p->var + k, p->number};
+    return r;
+}
+FN_INLINE fn_grads fn_grads_from(const fn_grads *g, ptrdiff_t k) { fn_grads r = {g->a + k, g->b + k, g->c + k}; return r; }
+
+#endif

@@ -1,0 +1,186 @@
+/* Gradients of the norms of columns.h, in the same pieces and rows.
+
+   Included once per (storage S, arithmetic T). With xhat = (x - mean)·rstd: dx = a·dy + b·(x - mean) + c, a number of each kind
+   per column, from Σdy and Σdy·(x - mean). */
+
+/* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
+FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
+                                        NAME(affine_v) v, int has_res, int relu) {
+    NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
+    if (rows == 4) {
+        NAME(col_fetch)(dy, 4, stride);
+        NAME(col_fetch)(x, 4, stride);
+    }
+    _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
+        ptrdiff_t o = r * stride;
+        if (!relu && n == LANES) { SUMS_EACH_AT(&s.sum, &s.dot, dy + o, x + o, v.hi); continue; }
+        V xi = NAME(col_load)(x + o, n);
+        V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
+        s.sum = ACC_ADD(s.sum, g);
+        s.dot = ACC_DOT_EACH(s.dot, g, xi, v.hi);
+    }
+    return s;
+}
+
+FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
+                                   const NAME(col_norms) *p, int has_res, int relu, fn_planes to) {
+#define BODY(row, rows, n)                                                                                               \
+    do {                                                                                                                 \
+        ptrdiff_t o = (row) * stride + j;                                                                                \
+        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), has_res, relu); \
+        ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n);                                                                  \
+        ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n);                                                                  \
+    } while (0)
+    ptrdiff_t r = 0;
+    for (; r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, res += has_res ? 4 * stride : 0) EACH_COLUMN(w, 4, 1, BODY);
+    EACH_COLUMN(w, rows - r, 0, BODY);
+#undef BODY
+}
+
+FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows, ptrdiff_t width,
+                                    ptrdiff_t stride, const fn_norms *p, ptrdiff_t post, int flags, fn_planes to) {
+    NAME(col_norms) v;
+    double room[4][FN_TILE];
+    int relu = flags & FN_RELU;
+    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
+    for (ptrdiff_t t = 0; t < width; t += piece) {
+        ptrdiff_t w = width - t < piece ? width - t : piece;
+        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
+        fn_planes end = {to.sum + t, to.sum_lo + t, to.dot + t, to.dot_lo + t}, q = {room[0], room[1], room[2], room[3]};
+        if (m == 1) q = end;
+        NAME(col_split)(p, t, w, post, m, 0, &v);
+        for (ptrdiff_t j = 0; j < m * w; j++) q.sum[j] = q.sum_lo[j] = q.dot[j] = q.dot_lo[j] = 0;
+#define BODY(r, has_res, relu) \
+    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v, has_res, relu, q))
+        if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu)
+        else if (!relu) BODY(NULL, 0, 0)
+        else if (!res) BODY(NULL, 0, 1)
+        else BODY(res + done * stride, 1, 1)
+#undef BODY
+        if (m > 1) {
+            fn_fold(q.sum, q.sum_lo, w, m, end.sum, end.sum_lo);
+            fn_fold(q.dot, q.dot_lo, w, m, end.dot, end.dot_lo);
+        }
+        /* From about hi to about the mean; pad is 0. */
+        if (post == 1)
+            EACH_EIGHT(w, {
+                vd lo = vd_add(vd_sub(fn_at(p->mean + t + k, n), GET8(v.hi + k)), fn_at(p->mean_lo + t + k, n));
+                fn_put(end.dot_lo + k, vd_sub(fn_at(end.dot_lo + k, n), vd_mul(lo, fn_at(end.sum + k, n))), n);
+            })
+        else
+            for (ptrdiff_t j = 0, k = t / post; j < w; k++) {
+                double lo = (p->mean[k] - (double)v.hi[j]) + p->mean_lo[k];
+                for (ptrdiff_t last = NAME(channel_end)(k, post, t, w); j < last; j++) end.dot_lo[j] -= lo * end.sum[j];
+            }
+#ifdef WIDER
+        /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
+        ptrdiff_t first = t / post;
+        if (FN_LIKELY(fn_are_plain(p, NULL, first, (t + w - 1) / post + 1 - first))) continue;
+        for (ptrdiff_t j = 0; j < w; j++) {
+            ptrdiff_t k = (t + j) / post;
+            if (!fn_is_wide(p, NULL, k)) continue;
+            fn_norms one = fn_norms_from(p, k);
+            fn_planes there = {end.sum + j, end.sum_lo + j, end.dot + j, end.dot_lo + j};
+            WIDER(col_grad_sums)(dy + j, x + j, res ? res + j : NULL, rows, 1, stride, &one, 1, flags, there);
+        }
+#endif
+    }
+}
+
+typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAME(col_grads);
+
+FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
+                                         ptrdiff_t stride, const NAME(col_norms) *p, const NAME(col_grads) *q, int has_res,
+                                         int relu, int stream) {
+#define GRAD(g, z, o, n)                                                                                                 \
+    V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
+    V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
+    V z = NAME(combine)(g, xi_##z, v, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
+#define FULL(n)                                                                                                          \
+    do {                                                                                                                 \
+        fn_prefetch(x + j + stride);                                                                                     \
+        fn_prefetch(dy + j + stride);                                                                                    \
+        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
+        GRAD(g, z, j, LANES)                                                                                             \
+        if (dres) STORE(dres + j, g);                                                                                    \
+        if (stream) STREAM(dx + j, z); else STORE(dx + j, z);                                                            \
+    } while (0)
+#define PART(n)                                                                                                          \
+    do {                                                                                                                 \
+        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
+        GRAD(g, z, j, n)                                                                                                 \
+        if (dres) STORE_N(dres + j, g, n);                                                                               \
+        STORE_N(dx + j, z, n);                                                                                           \
+    } while (0)
+    ptrdiff_t r = 0, head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
+    for (; !GENERIC && !stream && !has_res && r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, dx += 4 * stride) {
+        for (ptrdiff_t k = 0, j = 0; k < 4 && head; k++) {
+            NAME(affine_v) v = NAME(col_norm)(p, j);
+            GRAD(g, z, k * stride, head)
+            STORE_N(dx + k * stride, z, head);
+        }
+        for (ptrdiff_t j = head; j < whole; j += LANES) {
+            NAME(affine_v) v = NAME(col_norm)(p, j);
+            GRAD(g0, z0, j, LANES)
+            GRAD(g1, z1, j + stride, LANES)
+            GRAD(g2, z2, j + 2 * stride, LANES)
+            GRAD(g3, z3, j + 3 * stride, LANES)
+            STORE(dx + j, z0);
+            STORE(dx + j + stride, z1);
+            STORE(dx + j + 2 * stride, z2);
+            STORE(dx + j + 3 * stride, z3);
+        }
+        for (ptrdiff_t k = 0, j = whole; k < 4 && j < w; k++) {
+            NAME(affine_v) v = NAME(col_norm)(p, j);
+            GRAD(g, z, j + k * stride, w - j)
+            STORE_N(dx + j + k * stride, z, w - j);
+        }
+    }
+    for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
+        if (stream) { fn_prefetch_edge(dx + stride); fn_prefetch_edge(dx + stride + w); }
+        EACH_IN_ROW(dx, w, stream, FULL, PART);
+        if (has_res) res += stride;
+        if (dres) dres += stride;
+    }
+#undef PART
+#undef FULL
+#undef GRAD
+}
+
+FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv, void *drv, ptrdiff_t rows,
+                                     ptrdiff_t width, ptrdiff_t stride, const fn_norms *p, const fn_grads *g, ptrdiff_t post,
+                                     int flags) {
+    NAME(col_norms) v;
+    NAME(col_grads) q;
+    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
+    ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
+    for (ptrdiff_t t = 0, w; t < width; t += w) {
+        const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
+        S *dx = (S *)dxv + t, *dres = drv && res ? (S *)drv + t : NULL;
+        w = NAME(col_end)(dx, width - t < piece ? width - t : piece, width - t, stream);
+#ifdef WIDER
+        int wide;
+        w = NAME(col_alike)(p, g, t, w, post, &wide);
+        if (FN_UNLIKELY(wide)) {
+            fn_norms one = fn_norms_from(p, t / post);
+            fn_grads slope = fn_grads_from(g, t / post);
+            WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, &one, &slope, w, relu);
+            continue;
+        }
+#endif
+        if (w < width) m = 1;
+        NAME(col_split)(p, t, w, post, m, stream ? 0 : NAME(col_head)(dx, w), &v);
+        NAME(col_spread)(g->a, t, w, post, m, q.a + v.pad);
+        NAME(col_spread)(g->b, t, w, post, m, q.b + v.pad);
+        NAME(col_spread)(g->c, t, w, post, m, q.c + v.pad);
+#define BODY(r, dr, has_res, relu, stream)                                                                               \
+    EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
+                                                    a * w, a * stride, &v, &q, has_res, relu, stream))
+        if (GENERIC || res)
+            BODY(res ? res + done * stride : NULL, dres ? dres + done * stride : NULL, res != NULL, relu, 0)
+        else if (relu) { if (stream) BODY(NULL, NULL, 0, 1, 1) else BODY(NULL, NULL, 0, 1, 0) }
+        else { if (stream) BODY(NULL, NULL, 0, 0, 1) else BODY(NULL, NULL, 0, 0, 0) }
+#undef BODY
+    }
+    if (stream) fn_fence();
+}
