@@ -50,7 +50,7 @@ BOUNDS = {
     ("dropout_grad",): 2.0,  # 1.6
 }
 PER_CHANNEL = 130  # 100: the loops down columns and the arithmetic on statistics, forward and backward, for 128 rows
-STATISTICS = {"means", "recentre", "finish", "multiply", "slopes", "accumulate", "collapse", "blend", "are_plain", "fold"}
+STATISTICS = set("means recentre finish multiply slopes accumulate collapse blend are_plain fold".split())
 
 
 @pytest.fixture(scope="module")
