@@ -13,6 +13,14 @@ import pytest
 from fastnorm._kernels import core
 
 
+@pytest.fixture(autouse=True, scope="session")
+def fine_grain() -> Iterator[None]:
+    """Several threads already for arrays that one thread would be given otherwise."""
+    before = core.set_grain(32768)
+    yield
+    core.set_grain(before)
+
+
 @pytest.fixture(params=core.available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this machine runs, in use."""

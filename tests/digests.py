@@ -3,7 +3,7 @@
 The arguments are those of the tests. Two builds, processors or environments agree if this prints the same for both; which
 instruction set and how many threads are used is left to the environment (FASTNORM_ISA, FASTNORM_NUM_THREADS).
 
-    python tests/digests.py [--large]           the shapes that are worth several threads
+    python tests/digests.py [--large]           the shapes that several threads share
     python tests/digests.py --write             pin both in digests.txt: a release's bits; say so in the changelog
 """
 
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import support
+
+from fastnorm._kernels import core
 
 PINNED = Path(__file__).with_name("digests.txt")
 
@@ -38,6 +40,7 @@ def pinned() -> dict[tuple[str, str], list[str]]:
 
 
 def main() -> None:
+    core.set_grain(32768)  # several threads for what one would do otherwise
     every = [(path, dtype) for path in support.OPERATIONS for dtype in support.DTYPES]
     if "--write" in sys.argv:
         lines = [

@@ -1,5 +1,6 @@
 """The Cython storey: how a tensor is cut into blocks, scheduled on threads and merged. Private; use `fastnorm.functional`."""
 
+import importlib as _importlib
 import os as _os
 
 
@@ -15,7 +16,7 @@ def _load() -> None:
     brief = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}  # GNU's, in turns; LLVM's, in milliseconds
     _os.environ.update(brief)
     try:
-        from fastnorm._kernels import core  # noqa: F401
+        _importlib.import_module("fastnorm._kernels.core")
     finally:
         for name in brief:
             del _os.environ[name]

@@ -13,10 +13,11 @@ from fastnorm._kernels.c cimport (
     FN_AVX2, FN_AVX512, FN_BASELINE, FN_COMPILER, FN_HAVE_OPENMP, FN_LEVELS, FN_NEON, fn_ops, fn_table,
 )
 
-# Below this many elements per thread a second thread costs more than it saves. An empty parallel region takes 1 to 3 µs on
-# two cores and normalizing 32 Ki floats in cache about 10 µs.
+# Elements per thread; below two of these one thread does it. Awake, a second thread is ready in 1 to 3 µs, but between calls it
+# sleeps (see __init__.py), and waking it took 50 to 85 µs on the two cores of a virtual machine. One thread normalizes 384 Ki
+# floats in cache in 100 µs, and takes their gradient in 140.
 cdef enum:
-    GRAIN = 32768
+    GRAIN = 196608
 
 # Outputs of at least this many bytes are written past the cache: a copy into an old buffer is fastest so from about half of
 # the last-level cache on, and no reader could find the whole of it there.
@@ -64,6 +65,7 @@ cdef object _pool = None
 cdef const fn_ops *_table = NULL
 cdef int _level = -1
 cdef int _threads = 1
+cdef Py_ssize_t _grain = GRAIN
 cdef bint _forked = False
 _isa_reason = "the widest this processor runs"
 _threads_reason = "the CPUs this process may use"
@@ -73,8 +75,17 @@ cdef const fn_ops *ops_for(int dtype) noexcept nogil:
     return _table + dtype
 
 
+def set_grain(Py_ssize_t elements):
+    """Elements per thread from now on, for tests: arrays that are worth several threads are large. Returns what it was."""
+    global _grain
+    if elements < 1:
+        raise ValueError(f"elements: expected at least 1, got {elements}")
+    before, _grain = _grain, elements
+    return before
+
+
 cdef int threads_for(Py_ssize_t elements) noexcept nogil:
-    cdef Py_ssize_t n = elements // GRAIN
+    cdef Py_ssize_t n = elements // _grain
     return 1 if n < 1 else (<int> n if n < _threads else _threads)
 
 
