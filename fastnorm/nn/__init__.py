@@ -22,17 +22,15 @@ from .normalization import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
-    GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
-    LayerNorm,
-    RMSNorm,
     SwitchableNorm2d,
 )
 from .pooling import AvgPool2d, MaxPool2d
 from .recalibrate import recalibrate
 from .rng import get_rng_state, manual_seed, set_rng_state
+from .sample_norms import GroupNorm, LayerNorm, RMSNorm
 from .weight_norm import remove_weight_norm, weight_norm
 
 __all__ = [
