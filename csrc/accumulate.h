@@ -50,6 +50,10 @@ FN_INLINE fn_acc32 acc32_add4_at(fn_acc32 a, const float *x, ptrdiff_t step) {
     fn_acc32 left = acc32_plus(acc32_load(x), acc32_load(x + step)), right = acc32_plus(acc32_load(x + 2 * step), acc32_load(x + 3 * step));
     return acc32_plus(a, acc32_plus(left, right));
 }
+FN_INLINE fn_acc32 acc32_square_at(fn_acc32 a, const float *x, vf c) {
+    fn_acc32 centre = {vf_low(c), vf_high(c)}, d = acc32_less(acc32_load(x), centre);
+    return acc32_plus(a, acc32_times(d, d));
+}
 FN_INLINE void acc32_sums_at(fn_acc32 *sum, fn_acc32 *dot, const float *g, const float *x, fn_acc32 mean) {
     fn_acc32 w = acc32_load(g);
     *sum = acc32_plus(*sum, w);

@@ -17,6 +17,7 @@
 #define ACC_WEIGHTED acc32_weighted
 #define ACC_PUT acc32_put
 #define STORE_T vf_store
+#define HOLD vf_hold
 #define AT_LEAST vf_at_least
 #define ZERO_BELOW vf_zero_below
 #define POWER_OF_TWO vf_power_of_two

@@ -17,6 +17,7 @@
 #define ACC_WEIGHTED acc64_weighted
 #define ACC_PUT acc64_put
 #define STORE_T vd_store
+#define HOLD vd_hold
 #define AT_LEAST vd_at_least
 #define ZERO_BELOW vd_zero_below
 #define POWER_OF_TWO vd_power_of_two

@@ -58,6 +58,7 @@
 #undef FN_ROWS
 #undef SQUARE
 #undef ADD4_AT
+#undef SQUARE_AT
 #undef SUMS_AT
 #undef SUMS_EACH_AT
 #undef WEIGHTED_AT
@@ -66,6 +67,7 @@
 #undef GATED
 #undef ROW_OUT
 #undef STORE_T
+#undef HOLD
 #undef AT_LEAST
 #undef ZERO_BELOW
 #undef POWER_OF_TWO

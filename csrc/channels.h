@@ -107,6 +107,9 @@ FN_OUTLINE void fn_multiply(const double *a, const double *b, ptrdiff_t count, d
     EACH_EIGHT(count, fn_put(to + k, vd_mul(fn_at(a + k, n), fn_at(b + k, n)), n);)
 }
 
+/* The numbers of eight rows; of rows that are not there, zeros. */
+typedef struct { double mean[8], mean_lo[8], m2[8], scale[8]; } __attribute__((aligned(64))) fn_eight;
+
 /* ---- gradients ---- */
 
 FN_OUTLINE void fn_accumulate(const double *x, const double *x_lo, const double *weight, ptrdiff_t count, double *to, double *to_lo) {

@@ -113,6 +113,7 @@ FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_
 #define LOAD_P vf_load
 #define LOAD_P_N vf_load_n
 #define ADD4_AT acc32_add4_at
+#define SQUARE_AT acc32_square_at
 #define SUMS_AT(sum, dot, g, x, mean) do { fn_acc32 m_ = {mean, mean}; acc32_sums_at(sum, dot, g, x, m_); } while (0)
 #define SUMS_EACH_AT(sum, dot, g, x, mean) do { fn_acc32 m_ = {vf_low(mean), vf_high(mean)}; acc32_sums_at(sum, dot, g, x, m_); } while (0)
 #define WEIGHTED_AT acc32_weighted_at

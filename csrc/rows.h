@@ -4,11 +4,16 @@
    all squares, all roots, all outputs), so that the latency of one row's reductions, root and division hides behind the
    next row's work. A row's result depends on its own values and length alone. */
 
-#define FN_ROWS 8
+#define FN_ROWS 8 /* as fn_eight holds */
 
 FN_INLINE ptrdiff_t NAME(rows_at_once)(ptrdiff_t len) {
     ptrdiff_t r = FN_BLOCK / 2 / (len > 0 ? len : 1);
     return r < 1 ? 1 : r > FN_ROWS ? FN_ROWS : r;
+}
+
+/* Short rows are streamed if whole cache lines long: a line that two of them share would be fetched and written twice. */
+FN_INLINE int NAME(streamable)(const S *y, ptrdiff_t len) {
+    return len >= FN_LONG || (((uintptr_t)y | (uintptr_t)len * sizeof(S)) & 63) == 0;
 }
 
 /* xhat = ((x - hi) - lo)·rstd */
@@ -111,6 +116,43 @@ FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn
     m->m2 = q.hi + q.lo;
 }
 
+FN_INLINE void NAME(moments_of_row)(const S *x, ptrdiff_t len, int centred, fn_eight *v, ptrdiff_t k) {
+    fn_moments m;
+    NAME(row_moments)(x, len, centred, &m);
+    v->mean[k] = m.mean;
+    v->mean_lo[k] = m.mean_lo;
+    v->m2[k] = m.m2;
+}
+
+/* Moments of `rows` rows of one block each; what happens once per row is done for all of them in vectors. */
+FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, fn_eight *v) {
+    double hi[FN_ROWS] = {0}, lo[FN_ROWS] = {0};
+    T c[LANES];
+    vd n = vd_set1((double)len);
+    for (ptrdiff_t k = 0; k < rows; k++) {
+        fn_dd sum = ACC_SUM(NAME(sum_span)(ACC_ZERO(), x + k * len, len, 0));
+        hi[k] = sum.hi;
+        lo[k] = sum.lo;
+    }
+    fn_vdd mean = vdd_div(vdd_at(hi, lo, FN_ROWS), n);
+    vdd_put(v->mean, v->mean_lo, mean, FN_ROWS);
+    PUT8(c, mean.hi);
+    for (ptrdiff_t k = 0; k < rows; k++) {
+        fn_dd q = ACC_SUM(NAME(squares_span)(ACC_ZERO(), x + k * len, len, SET1(c[k]), 0));
+        hi[k] = q.hi;
+        lo[k] = q.lo;
+    }
+    vd d = vd_add(vd_sub(mean.hi, GET8(c)), mean.lo);
+    vd m2 = vd_add(vd_sub(vd_load(hi), vd_mul(n, vd_mul(d, d))), vd_load(lo));
+    vd_store(v->m2, vd_zero_below(m2, vd_zero(), m2));
+#ifdef WIDER
+    if (FN_LIKELY(vl_all(vl_and(vd_between(vd_load(v->m2), (double)len * 0x1p-100, 0x1p100), vd_between(mean.hi, -0x1p125, 0x1p125))))) return;
+    for (ptrdiff_t k = 0; k < rows; k++)
+        if (!fn_in_safe_range(v->m2[k], (double)len) || !(v->mean[k] >= -0x1p125 && v->mean[k] <= 0x1p125))
+            WIDER(moments_of_row)(x + k * len, len, 1, v, k);
+#endif
+}
+
 /* Layer norm (centred) or RMS norm of `rows` rows; stat receives mean and rstd of each. sum, when not NULL, receives
    x + residual first and is what is normalized. */
 FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, void *yv, ptrdiff_t rows,
@@ -119,45 +161,30 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
     const S *x = xv, *res = rv;
     S *s = sv, *y = yv;
     ptrdiff_t group = NAME(rows_at_once)(len);
+    if (!NAME(streamable)(y, len)) flags &= ~FN_STREAM;
+    const double number = (double)len;
     for (ptrdiff_t r = 0; r < rows; r += group) {
         ptrdiff_t some = rows - r < group ? rows - r : group;
-        fn_moments m[FN_ROWS];
+        fn_eight v = {{0}, {0}, {0}, {0}};
         const S *in = x + r * len;
         if (res) {
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
         }
-        if (centred && len <= FN_BLOCK) {
-            fn_dd sum[FN_ROWS];
-            for (ptrdiff_t k = 0; k < some; k++) sum[k] = ACC_SUM(NAME(sum_span)(ACC_ZERO(), in + k * len, len, 0));
-            for (ptrdiff_t k = 0; k < some; k++) {
-                fn_dd mean = fn_dd_div(sum[k], (double)len);
-                m[k].n = (double)len;
-                m[k].sum = sum[k].hi;
-                m[k].sum_lo = sum[k].lo;
-                m[k].mean = mean.hi;
-                m[k].mean_lo = mean.lo;
-            }
-            for (ptrdiff_t k = 0; k < some; k++) {
-                T c = (T)m[k].mean;
-                fn_dd q = ACC_SUM(NAME(squares_span)(ACC_ZERO(), in + k * len, len, SET1(c), 0));
-                double d = (m[k].mean - (double)c) + m[k].mean_lo;
-                double m2 = (q.hi - m[k].n * (d * d)) + q.lo;
-                m[k].m2 = m2 < 0 ? 0 : m2;
-            }
-#ifdef WIDER
-            for (ptrdiff_t k = 0; k < some; k++)
-                if (FN_UNLIKELY(!fn_square_sum_is_safe(m + k))) WIDER(row_moments)(in + k * len, len, 1, m + k);
-#endif
-        } else
-            for (ptrdiff_t k = 0; k < some; k++) NAME(row_moments)(in + k * len, len, centred, m + k);
-        for (ptrdiff_t k = 0; k < some; k++) stat[r + k].scale = 1 / fn_sqrt(m[k].m2 / m[k].n + eps);
+        if (centred && len <= FN_BLOCK) NAME(some_moments)(in, some, len, &v);
+        else
+            for (ptrdiff_t k = 0; k < some; k++) NAME(moments_of_row)(in + k * len, len, centred, &v, k);
+        vd mean = vd_load(v.mean), m2 = vd_load(v.m2);
+        vd scale = vd_div(vd_set1(1), vd_sqrt(vd_add(vd_div(m2, vd_set1(number)), vd_set1(eps))));
+        vd_store(v.scale, scale);
+        int plain = vl_all(vl_and(vl_plain(scale), vl_and(vd_within(mean, 0x1p-90, 0x1p125), vd_at_most(m2, vd_set1(0x1p250)))));
         for (ptrdiff_t k = 0; k < some; k++) {
             fn_norm *p = stat + r + k;
-            p->mean = m[k].mean;
-            p->mean_lo = m[k].mean_lo;
+            p->mean = v.mean[k];
+            p->mean_lo = v.mean_lo[k];
+            p->scale = v.scale[k];
             p->shift = 0;
-            p->wide = fn_needs_wide(p->mean, m[k].m2, p->scale);
+            p->wide = !plain && fn_needs_wide(p->mean, v.m2[k], p->scale);
             NAME(row_apply)(in + k * len, y + (r + k) * len, len, gamma, beta, p, centred, flags, res ? 0 : group * len);
         }
     }
@@ -197,10 +224,10 @@ typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROW
 
 /* dx of one row of w columns, and its part of dgamma and dbeta, added in T. */
 FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t w, const NAME(row_grads) *q, ptrdiff_t r,
-                              int has_gamma, int centred, int params, int stream, T *dg, T *db) {
+                              int has_gamma, int centred, int params, int aligned, int stream, T *dg, T *db) {
     V hi = SET1(q->hi[r]), lo = SET1(q->lo[r]), rstd = SET1(q->rstd[r]), b = SET1(q->b[r]), c = SET1(q->c[r]);
 #define GRAD(n)                                                                                                          \
-    V g = NAME(col_load)(dy + j, n), xhat = NAME(standardize)(NAME(col_load)(x + j, n), hi, lo, rstd, centred);          \
+    V g = HOLD(NAME(col_load)(dy + j, n)), xhat = NAME(standardize)(NAME(col_load)(x + j, n), hi, lo, rstd, centred);          \
     if (params) {                                                                                                        \
         STORE_T(db + j, ADD(LOAD_T(db + j), g));                                                                         \
         STORE_T(dg + j, ADD(LOAD_T(dg + j), n == LANES ? MUL(g, xhat) : FIRST(MUL(g, xhat), n)));                        \
@@ -210,7 +237,7 @@ FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, pt
 #define FULL(n) do { GRAD(LANES) if (stream) STREAM(dx + j, z); else STORE(dx + j, z); } while (0)
 #define PART(n) do { GRAD(n) STORE_N(dx + j, z, n); } while (0)
     if (stream) fn_prefetch_edge(dx + w);
-    EACH_IN_ROW(dx, w, stream, FULL, PART);
+    EACH_IN_ROW(dx, w, aligned, FULL, PART);
 #undef PART
 #undef FULL
 #undef GRAD
@@ -222,7 +249,7 @@ FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, pt
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
                                 ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
-    int stream = !!(flags & FN_STREAM), params = dgamma || dbeta;
+    int stream = flags & FN_STREAM && NAME(streamable)(dxv, len), params = dgamma || dbeta;
     for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
         ptrdiff_t some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
         const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
@@ -252,13 +279,17 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
         }
 #endif
         (void)safe;
-        for (ptrdiff_t t = 0; t < len; t += FN_TILE) {
-            ptrdiff_t w = len - t < FN_TILE ? len - t : FN_TILE;
+        /* In long rows dx's vectors are aligned, and in the first row these sums' too; only the first piece has a ragged head. */
+        int aligned = stream || len >= FN_LONG;
+        for (ptrdiff_t t = 0, w; t < len; t += w) {
+            ptrdiff_t pad = aligned ? (LANES - NAME(col_head)(dx + t, FN_TILE)) % LANES : 0;
+            w = len - t < FN_TILE - pad ? len - t : FN_TILE - pad;
             const P *g = gv ? (const P *)gv + t : NULL;
-            T dg[FN_TILE + LANES], db[FN_TILE + LANES];
+            T dgs[FN_TILE + 2 * LANES] __attribute__((aligned(64))), dbs[FN_TILE + 2 * LANES] __attribute__((aligned(64)));
+            T *dg = dgs + pad, *db = dbs + pad;
             if (params) for (ptrdiff_t j = 0; j < w + LANES; j++) dg[j] = db[j] = 0;
 #define BODY(g, has_gamma, centred, params, stream) \
-    for (ptrdiff_t k = 0; k < some; k++)                                                                                         NAME(row_grad)(dy + k * stride + t, x + k * stride + t, g, dx + k * stride + t, w, &q, k, has_gamma, centred, params, stream, dg, db)
+    for (ptrdiff_t k = 0; k < some; k++)                                                                                         NAME(row_grad)(dy + k * stride + t, x + k * stride + t, g, dx + k * stride + t, w, &q, k, has_gamma, centred, params, aligned, stream, dg, db)
             if (GENERIC || !g || !params) BODY(g, g != NULL, centred, params, 0);
             else if (centred) { if (stream) BODY(g, 1, 1, 1, 1); else BODY(g, 1, 1, 1, 0); }
             else if (stream) BODY(g, 1, 0, 1, 1);

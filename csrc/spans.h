@@ -14,9 +14,10 @@
 #define FN_LONG 256 /* stores across cache lines cost more than a partial vector that avoids them */
 #define FN_BLOCK (16384 / (ptrdiff_t)sizeof(T))
 
-/* How four vectors `step` apart, Σg and Σg·(x - mean), and the same with g = dy·gamma are added from memory. */
+/* How four vectors `step` apart, the square of one about c, Σg and Σg·(x - mean), and the same with g = dy·gamma are added from memory. */
 #ifndef ADD4_AT
 #define ADD4_AT(acc, x, step) ACC_ADD4(acc, LOAD(x), LOAD((x) + (step)), LOAD((x) + 2 * (step)), LOAD((x) + 3 * (step)))
+#define SQUARE_AT(acc, x, c) ACC_SQUARE(acc, LOAD(x), c)
 #define SUMS_AT(sum, dot, g, x, mean) do { V g_ = LOAD(g); *(sum) = ACC_ADD(*(sum), g_); *(dot) = ACC_DOT(*(dot), g_, LOAD(x), mean); } while (0)
 #define SUMS_EACH_AT(sum, dot, g, x, mean) \
     do { V g_ = LOAD(g); *(sum) = ACC_ADD(*(sum), g_); *(dot) = ACC_DOT_EACH(*(dot), g_, LOAD(x), mean); } while (0)
@@ -51,7 +52,7 @@ FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c, ptrdif
         }
     for (; i <= len - LANES; i += LANES) {
         if (ahead) fn_prefetch(x + i + ahead);
-        acc = ACC_SQUARE(acc, LOAD(x + i), c);
+        acc = SQUARE_AT(acc, x + i, c);
     }
     if (i < len) acc = ACC_SQUARE(acc, FIRST_OR(LOAD_N(x + i, len - i), c, len - i), c);
     return acc;

@@ -73,7 +73,19 @@ FN_INLINE vf vf_sub(vf a, vf b) { FN_EACH(p, a.v[p] -= b.v[p]); return a; }
 FN_INLINE vf vf_mul(vf a, vf b) { FN_EACH(p, a.v[p] *= b.v[p]); return a; }
 FN_INLINE vf vf_div(vf a, vf b) { FN_EACH(p, a.v[p] /= b.v[p]); return a; }
 
+/* The same value, in a register from here on: gcc otherwise loads again wherever it is used. */
+#if defined(FN_X86)
+#define FN_HOLD(a) __asm__("" : "+v"(a))
+#elif defined(FN_ARM)
+#define FN_HOLD(a) __asm__("" : "+w"(a))
+#else
+#define FN_HOLD(a) (void)0
+#endif
+FN_INLINE vf vf_hold(vf a) { FN_EACH(p, FN_HOLD(a.v[p])); return a; }
+
 /* ---- double ---- */
+
+FN_INLINE vd vd_hold(vd a) { FN_EACH(p, FN_HOLD(a.v[p])); return a; }
 
 FN_INLINE vd vd_load(const double *s) { vd r; FN_EACH(p, r.v[p] = *(const fn_nd_mem *)(s + p * (FN_NATIVE / 8))); return r; }
 FN_INLINE void vd_store(double *d, vd a) { FN_EACH(p, *(fn_nd_mem *)(d + p * (FN_NATIVE / 8)) = a.v[p]); }
