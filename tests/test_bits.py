@@ -283,7 +283,7 @@ def test_a_channel_does_not_see_the_others(name: str, dtype: str, rng: np.random
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_stores_past_the_cache_give_the_same_bits(dtype: str, rng: np.random.Generator) -> None:
-    """An output of more than 12 MB is written past the cache; its bits are those of its channels taken alone."""
+    """An output of more than 8 MB is written past the cache; its bits are those of its channels taken alone."""
     itemsize = dtype_of(dtype).itemsize
     shape = (2, 4, (12 << 20) // (8 * itemsize) + 77)
     x, dy = (np.resize(draw(rng, (100003,), dtype_of(dtype)), shape) for _ in range(2))
@@ -292,6 +292,21 @@ def test_stores_past_the_cache_give_the_same_bits(dtype: str, rng: np.random.Gen
     alone = call.replaced(x=x[:, 3:].copy()).results(dy[:, 3:].copy())
     for field in ("y", "dx"):
         same_bits(every[field][:, 3:], alone[field], field)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize(("width", "offset"), [(64, 0), (64, 4), (60, 0), (300, 3), (1029, 0)])
+def test_rows_past_the_cache_give_the_same_bits(norm: str, width: int, offset: int, rng: np.random.Generator) -> None:
+    """Rows streamed or not, aligned or not: each has the bits that it has alone, in y and dx."""
+    rows = (9 << 20) // (4 * width)
+    data = np.resize(draw(rng, (100003,), np.float32), 2 * rows * width + 2 * 32)
+    x, dy = (part[offset:][: rows * width].reshape(rows, width) for part in np.split(data, 2))
+    weight = draw(rng, (width,), np.float32)
+    call = Call(norm, {"x": x, "normalized_shape": width, "weight": weight})
+    every, some = call.results(dy), slice(rows - 37, rows)
+    alone = call.replaced(x=x[some].copy()).results(dy[some].copy())
+    for field in ("y", "dx"):
+        same_bits(every[field][some], alone[field], field)
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0)])
