@@ -6,8 +6,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
-enum { SLOTS = 64, ALIGN = 64 };
+enum { SLOTS = 64, ALIGN = 64, HUGE_PAGE = 2 << 20 };
 
 static struct { void *p; size_t size; } kept[SLOTS];
 static int count;
@@ -24,6 +27,21 @@ static void drop(int i) {
     count--;
 }
 
+/* New memory, of huge pages where they pay, as NumPy's own is: with small ones a kernel waits for address translation. */
+static void *obtain(size_t size) {
+    void *p;
+#ifdef _WIN32
+    p = malloc(size ? size : 1);
+#elif defined(__linux__) && defined(MADV_HUGEPAGE)
+    int huge = size >= 2 * HUGE_PAGE;
+    if (posix_memalign(&p, huge ? HUGE_PAGE : ALIGN, size ? size : 1)) return NULL;
+    if (huge) (void)madvise(p, size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* advice: without it the memory works as well */
+#else
+    if (posix_memalign(&p, ALIGN, size ? size : 1)) return NULL;
+#endif
+    return p;
+}
+
 void *fn_pool_malloc(void *ctx, size_t size) {
     (void)ctx;
     void *p = NULL;
@@ -37,12 +55,7 @@ void *fn_pool_malloc(void *ctx, size_t size) {
             }
         leave();
     }
-    if (p) return p;
-#ifdef _WIN32
-    return malloc(size ? size : 1);
-#else
-    return posix_memalign(&p, ALIGN, size ? size : 1) ? NULL : p;
-#endif
+    return p ? p : obtain(size);
 }
 
 void *fn_pool_calloc(void *ctx, size_t n, size_t size) {
