@@ -188,6 +188,7 @@ static void channels(data_t *d, int level, const char *dtype) {
         o->slopes((fn_planes){part[2], part[3], part[5], part[6]}, n % 2 ? part[0] : NULL, part[8], 37, n, part[1], part[9]);
         o->collapse(part[2], part[3], n, part[7]);
         o->multiply(part[7], part[8], n, part[6]);
+        o->sizes((const float *)part[4], 2 * n, part[6], part[7]);
         o->add_runs(part[9], n % 2 ? part[1] : NULL, n, 1, part[2], part[3]);
         eat_doubles(v, 10 * WIDTH);
     }

@@ -140,6 +140,23 @@ FN_OUTLINE void fn_slopes(fn_planes s, const double *gamma, const double *rstd, 
     })
 }
 
+FN_OUTLINE void fn_sizes(const float *v, ptrdiff_t count, double *least, double *most) {
+    vd large = vd_set1(1), small = vd_set1(-1), zero = vd_zero(); /* the least is the most of the negatives */
+    EACH_EIGHT(count, {
+        vd size = vd_size(n == 8 ? vd_load_float(v + k) : vd_load_float_n(v + k, n));
+        large = vd_at_least(large, size);
+        small = vd_at_least(small, vd_sub(zero, size));
+    })
+    double a[8], b[8];
+    vd_store(a, large);
+    vd_store(b, small);
+    *most = *least = 1;
+    for (int i = 0; i < 8; i++) {
+        if (a[i] > *most) *most = a[i];
+        if (-b[i] < *least) *least = -b[i];
+    }
+}
+
 /* ---- running statistics ---- */
 
 FN_OUTLINE void fn_blend(double *running, double step, double factor, const double *batch, ptrdiff_t count) {
@@ -151,7 +168,7 @@ FN_OUTLINE void fn_blend(double *running, double step, double factor, const doub
 }
 
 static const fn_channel_ops FN_CHANNELS = {fn_add_runs, fn_means, fn_recentre, fn_pool_squares, fn_finish,
-                                           fn_multiply, fn_accumulate, fn_collapse, fn_slopes, fn_blend};
+                                           fn_multiply, fn_accumulate, fn_collapse, fn_slopes, fn_sizes, fn_blend};
 
 /* ---- what float arithmetic can hold, as in scalar.h ---- */
 

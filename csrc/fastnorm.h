@@ -61,6 +61,8 @@ typedef struct {
     void (*collapse)(const double *hi, const double *lo, ptrdiff_t count, double *to);
     /* b = -rstd³·γ·dot / number, c = -rstd·γ·sum / number; gamma may be NULL: 1. */
     void (*slopes)(fn_planes sums, const double *gamma, const double *rstd, double number, ptrdiff_t count, double *b, double *c);
+    /* The least and the most of 1 and of the sizes of numbers other than 0. */
+    void (*sizes)(const float *v, ptrdiff_t count, double *least, double *most);
     /* running = (1 - step)·running + step·factor·batch */
     void (*blend)(double *running, double step, double factor, const double *batch, ptrdiff_t count);
 } fn_channel_ops;

@@ -17,6 +17,8 @@
 /* How four vectors `step` apart, the square of one about c, Σg and Σg·(x - mean), and the same with g = dy·gamma are added from memory. */
 #ifndef ADD4_AT
 #define ADD4_AT(acc, x, step) ACC_ADD4(acc, LOAD(x), LOAD((x) + (step)), LOAD((x) + 2 * (step)), LOAD((x) + 3 * (step)))
+#endif
+#ifndef SQUARE_AT
 #define SQUARE_AT(acc, x, c) ACC_SQUARE(acc, LOAD(x), c)
 #define SUMS_AT(sum, dot, g, x, mean) do { V g_ = LOAD(g); *(sum) = ACC_ADD(*(sum), g_); *(dot) = ACC_DOT(*(dot), g_, LOAD(x), mean); } while (0)
 #define SUMS_EACH_AT(sum, dot, g, x, mean) \

@@ -93,6 +93,15 @@ FN_INLINE vf vf_of(vu a) { vf r; FN_EACH(p, r.v[p] = (fn_nf)a.v[p]); return r; }
 /* ---- bfloat16 ---- */
 
 FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p, r.v[p] <<= 16); return vf_of(r); }
+#if FN_LEVEL == 3
+FN_INLINE vu fn_to_bf16(vf a) {
+    vu r;
+    fn_nu u = (fn_nu)a.v[0], even = u + 0x7fff + (u >> 16 & 1);
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)a.v[0], (__m512)a.v[0], _CMP_UNORD_Q);
+    r.v[0] = (fn_nu)_mm512_mask_or_epi32((__m512i)even, nan, (__m512i)u, _mm512_set1_epi32(0x400000)) >> 16;
+    return r;
+}
+#else
 FN_INLINE vu fn_to_bf16(vf a) {
     vu r;
     FN_EACH(p, {
@@ -101,6 +110,7 @@ FN_INLINE vu fn_to_bf16(vf a) {
     });
     return r;
 }
+#endif
 FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { vu_store_words(d, fn_to_bf16(a)); }
 FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { vu_stream_words(d, fn_to_bf16(a)); }
 FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p, r.v[p] <<= 16); return vf_of(r); }

@@ -47,6 +47,7 @@ cdef extern from "fastnorm.h" nogil:
         void collapse(const double *hi, const double *lo, Py_ssize_t count, double *to) noexcept nogil
         void slopes(fn_planes sums, const double *gamma, const double *rstd, double number, Py_ssize_t count, double *b,
                     double *c) noexcept nogil
+        void sizes(const float *v, Py_ssize_t count, double *least, double *most) noexcept nogil
         void blend(double *running, double step, double factor, const double *batch, Py_ssize_t count) noexcept nogil
     ctypedef struct fn_ops:
         Py_ssize_t itemsize

@@ -1,5 +1,3 @@
-from libc.math cimport fabs
-
 from fastnorm._kernels.c cimport fn_is_plain, fn_ops
 
 # The least and the most of the sizes of float parameters other than 0; 1 for none, and for doubles, which are in no danger.
@@ -7,18 +5,11 @@ ctypedef struct Sizes:
     double least, most
 
 
-cdef inline Sizes sizes_of(const void *gamma, Py_ssize_t len_, Py_ssize_t itemsize) noexcept nogil:
+cdef inline Sizes sizes_of(const fn_ops *ops, const void *gamma, Py_ssize_t len_) noexcept nogil:
     cdef Sizes s
-    cdef Py_ssize_t j
-    cdef double size
     s.least = s.most = 1
-    if gamma != NULL and itemsize != 8:
-        for j in range(len_):
-            size = fabs((<const float *> gamma)[j])
-            if size > s.most:
-                s.most = size
-            if 0 < size < s.least:
-                s.least = size
+    if gamma != NULL and ops.itemsize != 8:
+        ops.channels.sizes(<const float *> gamma, len_, &s.least, &s.most)
     return s
 
 

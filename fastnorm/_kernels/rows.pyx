@@ -10,6 +10,7 @@ Backward:  with g = dy·gamma, dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n); dga
 from cython.parallel cimport prange
 from libc.math cimport sqrt
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 
 from fastnorm._kernels.c cimport fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
@@ -115,9 +116,9 @@ cdef void add_parts(const Rows *job, const double *sums, Py_ssize_t parts, doubl
                 total = fn_dd_add(total, more)
             to[j] = total.hi + total.lo
     else:
+        memset(to, 0, job.len * sizeof(double))
         for part in range(parts):
-            for j in range(job.len):
-                to[j] = (to[j] if part else 0) + sums[part * step + j]
+            job.ops.channels.collapse(to, sums + part * step, job.len, to)
 
 
 cdef inline Py_ssize_t rows_per_part(const Rows *job) noexcept nogil:
@@ -259,7 +260,7 @@ cdef int rows_backward(const Rows *given) noexcept nogil:
     cdef double *sums = <double *> calloc(sums_per_column(job) * parts * job.len, sizeof(double))
     if sums == NULL:
         return -1
-    copied.sizes = sizes_of(job.gamma, job.len, job.ops.itemsize)
+    copied.sizes = sizes_of(job.ops, job.gamma, job.len)
     if job.len > SLOT:
         failed = long_backward(job, threads, sums)
     else:

@@ -89,7 +89,7 @@ cdef int backward_group(const Job *job, Py_ssize_t g, const void *gamma, const v
     cdef const char *dy = job.dy
     cdef char *y = <char *> malloc(len_ * size)
     cdef bint ok = stat != NULL and row_sums != NULL and y != NULL
-    cdef Sizes sizes = sizes_of(mine, len_, size)
+    cdef Sizes sizes = sizes_of(job.ops, mine, len_)
     if job.flags & FN_RELU:
         dy = job.y  # dx holds dy behind the ReLU until it is done
     if ok:
