@@ -26,15 +26,21 @@ FN_INLINE V NAME(exp_below)(V x, V max) {
 
 /* max of a row, NaN passed over: it comes back through the sum. */
 FN_INLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
-    V m = SET1((T)-INFINITY);
+    V m = SET1((T)-INFINITY), m1 = m, m2 = m, m3 = m; /* four, because each waits for its last */
     ptrdiff_t i = 0;
+    for (; i <= len - 4 * LANES; i += 4 * LANES) {
+        m = AT_LEAST(m, LOAD(x + i));
+        m1 = AT_LEAST(m1, LOAD(x + i + LANES));
+        m2 = AT_LEAST(m2, LOAD(x + i + 2 * LANES));
+        m3 = AT_LEAST(m3, LOAD(x + i + 3 * LANES));
+    }
     for (; i <= len - LANES; i += LANES) m = AT_LEAST(m, LOAD(x + i));
-    T t[LANES], best;
-    STORE_T(t, m);
-    best = t[0];
-    for (int k = 1; k < LANES; k++) if (t[k] > best) best = t[k];
-    for (; i < len; i++) { T v = (T)TO_DOUBLE(x[i]); if (v > best) best = v; }
-    return best;
+    if (i < len) m1 = AT_LEAST(m1, FIRST_OR(LOAD_N(x + i, len - i), m1, len - i));
+    T t[LANES];
+    STORE_T(t, AT_LEAST(AT_LEAST(m, m1), AT_LEAST(m2, m3)));
+    for (int n = LANES / 2; n > 0; n /= 2)
+        for (int k = 0; k < n; k++) t[k] = t[k] < t[k + n] ? t[k + n] : t[k];
+    return t[0];
 }
 
 /* The row's maximum, and log Σexp(x - max). With y (not for half types) exp(x - max) is left there. */
