@@ -6,6 +6,7 @@
 #define FIRST vf_first
 #define FIRST_OR vf_first_or
 #define POSITIVE vf_where_positive
+#define NONZERO vf_where_nonzero
 #define ACC fn_acc32
 #define ACC_ZERO acc32_zero
 #define ACC_ADD acc32_add

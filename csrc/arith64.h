@@ -6,6 +6,7 @@
 #define FIRST vd_first
 #define FIRST_OR vd_first_or
 #define POSITIVE vd_where_positive
+#define NONZERO vd_where_nonzero
 #define ACC fn_acc64
 #define ACC_ZERO acc64_zero
 #define ACC_ADD acc64_add

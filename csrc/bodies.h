@@ -40,6 +40,7 @@
 #undef FIRST
 #undef FIRST_OR
 #undef POSITIVE
+#undef NONZERO
 #undef ACC
 #undef ACC_ZERO
 #undef ACC_ADD

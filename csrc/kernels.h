@@ -138,8 +138,6 @@ FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_
 #define LOAD_T vf_load
 #define LOAD_P vf_load
 #define LOAD_P_N vf_load_n
-/* Four are added in float: it has twice their digits, and room for their sum. */
-#define ADD4_AT(acc, x, step) ACC_ADD(acc, ADD(ADD(LOAD(x), LOAD((x) + (step))), ADD(LOAD((x) + 2 * (step)), LOAD((x) + 3 * (step)))))
 #include "arith32.h"
 #include "bodies.h"
 

@@ -260,9 +260,9 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
     *out = NAME(sums_of)(a, p->mean_lo);
 }
 
-/* dx = a·dy + b·(x - mean) + c */
+/* a·dy + b·(x - mean) + c; given statistics have b = 0, and then x does not matter, be it infinite. */
 FN_INLINE V NAME(combine)(V g, V x, NAME(affine_v) v, V a, V b, V c) {
-    return ADD(ADD(MUL(g, a), MUL(SUB(SUB(x, v.hi), v.lo), b)), c);
+    return ADD(ADD(MUL(g, a), NONZERO(b, MUL(SUB(SUB(x, v.hi), v.lo), b))), c);
 }
 
 FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t len, NAME(affine_v) v,

@@ -135,6 +135,10 @@ FN_INLINE vd vd_first_or(vd a, vd b, ptrdiff_t n) {
 FN_INLINE vf vf_where_positive(vf z, vf a) { FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(z.v[p] <= 0.0f))); return a; }
 FN_INLINE vd vd_where_positive(vd z, vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(z.v[p] <= 0.0))); return a; }
 
+/* a where b is not 0, else +0. */
+FN_INLINE vf vf_where_nonzero(vf b, vf a) { FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(b.v[p] == 0.0f))); return a; }
+FN_INLINE vd vd_where_nonzero(vd b, vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(b.v[p] == 0.0))); return a; }
+
 /* ---- comparison: the larger of a and limit (a where a is NaN); x where a ≥ limit, else +0 ---- */
 
 FN_INLINE vf vf_at_least(vf a, vf limit) {

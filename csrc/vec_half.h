@@ -40,7 +40,7 @@ FN_INLINE float fn_float_to_odd(double d) {
     float f = (float)d;
     uint32_t u = fn_bits_of(f);
     if (d == d && (double)f != d && f - f == 0) {
-        if ((f > d) == (f > 0)) u -= 1;
+        if (f != 0 && (f > d) == (f > 0)) u -= 1; /* |f| > |d|: towards 0 */
         u |= 1;
     }
     return fn_float_of(u);

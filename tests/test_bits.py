@@ -25,6 +25,7 @@ from support import (
 )
 
 import fastnorm as fn
+from fastnorm._kernels import core
 
 
 def check_machines(call: Call, dy: Any, what: str) -> None:
@@ -292,6 +293,39 @@ def test_stores_past_the_cache_give_the_same_bits(dtype: str, rng: np.random.Gen
     alone = call.replaced(x=x[:, 3:].copy()).results(dy[:, 3:].copy())
     for field in ("y", "dx"):
         same_bits(every[field][:, 3:], alone[field], field)
+
+
+@pytest.mark.parametrize("shape", [(100, 200), (16, 129), (40, 1029), (32, 10, 49), (100, 3, 63), (32, 200, 5)])
+def test_bits_of_columns_on_any_number_of_threads(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Narrow, ragged and short columns, with threads enough for a few of them each."""
+    x, dy = draw(rng, shape, np.float32), draw(rng, shape, np.float32)
+    call = Call("batch_norm", {"x": x, "training": True})
+    grain, threads = core.set_grain(512), core.get_num_threads()
+    try:
+        core.set_num_threads(1)
+        one = call.results(dy)
+        for n in (2, 7):
+            core.set_num_threads(n)
+            for field, value in call.results(dy).items():
+                if value is not None:
+                    same_bits(np.asarray(value), np.asarray(one[field]), f"{field} on {n} threads")
+    finally:
+        core.set_grain(grain)
+        core.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_a_sample_of_columns_alone(threads: int, rng: np.random.Generator) -> None:
+    """Channels-last instance and group norm: a sample's bits are its own, however many samples and threads there are."""
+    x = draw(rng, (9, 60, 200), np.float32)
+    grain, before = core.set_grain(512), core.get_num_threads()
+    core.set_num_threads(threads)
+    try:
+        for norm in (lambda a: fn.instance_norm(a, axis=-1), lambda a: fn.group_norm(a, 40, axis=-1)):
+            same_bits(norm(x)[3], norm(x[3:4].copy())[0], "sample 3")
+    finally:
+        core.set_grain(grain)
+        core.set_num_threads(before)
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])

@@ -771,3 +771,44 @@ def test_more_than_2_to_the_31_elements(path: str) -> None:
     expected = call(x[:n].copy()).backward(x[:n], small)[0]
     for part in (gradient[:n], gradient[-n:]):
         np.testing.assert_allclose(part.astype(np.float32), expected.astype(np.float32), 4e-3, 4e-3)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 8), (4, 3, 100)])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_gradient_behind_given_statistics_does_not_depend_on_x(shape: tuple[int, ...], bad: float) -> None:
+    """dx = gamma·dy/sqrt(running_var + eps), also where x is no number."""
+    x, dy = np.ones(shape, np.float32), np.full(shape, 0.5, np.float32)
+    x[1, 1] = bad
+    _, ctx = fn.batch_norm_forward(x, np.zeros(3, np.float32), np.ones(3, np.float32))
+    dx = fn.batch_norm_backward(dy, ctx).dx
+    np.testing.assert_array_equal(dx, np.full(shape, np.float32(0.5 / np.sqrt(1 + 1e-5))))
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_too_small_for_a_half_type_become_zero(storage: str, sign: int) -> None:
+    """Results between 0 and the least of the type: zeros, in outputs and in running statistics."""
+    dtype = dtype_of(storage)
+    mean, var = np.zeros(1, dtype), np.zeros(1, dtype)
+    fn.batch_norm(np.array([[1.0], [3.0]]).astype(dtype) * dtype.type(sign), mean, var, training=True, momentum=1e-46)
+    assert mean[0] == 0 and var[0] == 0
+    x = (np.arange(4).reshape(4, 1) * (1e12 if storage == "bfloat16" else 1e4)).astype(dtype)
+    _, ctx = fn.batch_norm_forward(x, training=True)
+    tiny = 1e-36 if storage == "bfloat16" else 1e-7
+    dy = (np.array([[1], [2], [-1], [3]]) * sign * tiny).astype(dtype)
+    assert np.isfinite(fn.batch_norm_backward(dy, ctx).dx.astype(np.float32)).all()
+
+
+def test_a_small_number_beside_large_ones_in_float16() -> None:
+    """The mean of ±60000 and 5e-4 is known as well as float knows it, whatever the layout."""
+    x = np.full(64, 5e-4, np.float16)
+    x[:16:2], x[1:16:2] = 60000, -60000
+    beta = np.full(64, 1e6, np.float32)
+    wide = x.astype(np.float64)
+    expected = (wide[20] - wide.mean()) / np.sqrt(wide.var() + 1e-5) * 1e6
+    for y in (
+        fn.layer_norm(x[None], 64, beta)[0],
+        fn.group_norm(x[None, None], 1, beta[:1])[0, 0],
+        fn.instance_norm(x[None, :, None], weight=beta[:1], axis=-1)[0, :, 0],
+    ):
+        assert abs(float(y[20]) - expected) <= np.spacing(np.float16(expected))

@@ -24,8 +24,7 @@ from fastnorm._kernels.job cimport Job, ceil_div, element_count, least, most, st
 cdef enum:
     BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
     NEAR_ELEMENTS = 65536  # a tile of one band, with its dy and dx, is in L2
-    NARROWEST = 256  # columns for one thread: a page's quarter in a row
-    NARROW = 128  # columns for one of several threads
+    NARROWEST = 256  # columns: a quarter of a page in a row
     WIDEST = 2048  # columns: two pages of a row, so that memory is walked in long strides; more would leave too few rows in L2
 
 
@@ -49,7 +48,7 @@ cdef inline Py_ssize_t in_tile(const Matrix *a, Py_ssize_t columns) noexcept nog
     return least(a.statistics, most(n, 1))
 
 
-cdef Matrix matrix_of(const Job *job, int threads) noexcept nogil:
+cdef Matrix matrix_of(const Job *job) noexcept nogil:
     cdef Matrix a
     cdef Py_ssize_t columns, height, bands
     if job.groups == 0:
@@ -64,11 +63,9 @@ cdef Matrix matrix_of(const Job *job, int threads) noexcept nogil:
     bands = most(1, (a.rows + height // 2) // height)
     a.band = ceil_div(ceil_div(a.rows, bands), 8) * 8  # of nearly equal height
     a.bands = ceil_div(a.rows, a.band)
-    # Columns do not meet: the tiles of a single band are narrower, so that each stays near and every thread has some.
+    # The tiles of a single band are narrower, so that each stays near; by shape too, as a tile's last columns are done singly.
     if a.bands == 1:
         columns = most(NARROWEST, NEAR_ELEMENTS // a.rows)
-        if a.samples < threads:
-            columns = most(NARROW, least(columns, ceil_div(a.width, ceil_div(threads, a.samples)) + 31))
     a.in_tile = in_tile(&a, columns)
     a.tile = a.in_tile * a.segment
     a.tiles = ceil_div(a.statistics, a.in_tile)
@@ -261,7 +258,7 @@ cdef void copy_stats(Stats s, Py_ssize_t count, Stats to) noexcept nogil:
 
 cdef int columns_moments(const Job *job, fn_moments *out) noexcept nogil:
     cdef int threads = threads_for(element_count(job)), failed = -1
-    cdef Matrix a = matrix_of(job, threads)
+    cdef Matrix a = matrix_of(job)
     cdef Py_ssize_t i, count = statistic_count(job)
     cdef char *memory = <char *> malloc(threads * scratch_size(&a))
     cdef double *numbers = <double *> malloc(5 * count * sizeof(double))
@@ -330,7 +327,7 @@ cdef void forward_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memo
 
 cdef int columns_forward(const Job *job) noexcept nogil:
     cdef int threads = threads_for(element_count(job))
-    cdef Matrix a = matrix_of(job, threads)
+    cdef Matrix a = matrix_of(job)
     cdef Py_ssize_t u, v, tiles = a.samples * a.tiles, count = statistic_count(job)
     cdef char *memory = <char *> malloc(threads * scratch_size(&a))
     cdef double *parts = NULL
@@ -489,7 +486,7 @@ cdef void parameter_gradients(const Job *job, const Matrix *a, fn_planes sums, d
 
 cdef int columns_backward(const Job *job) noexcept nogil:
     cdef int threads = threads_for(element_count(job))
-    cdef Matrix a = matrix_of(job, threads)
+    cdef Matrix a = matrix_of(job)
     cdef Py_ssize_t u, v, tiles = a.samples * a.tiles, per_channel = a.samples * job.c
     cdef bint whole_tiles = fills(threads, tiles), ok
     cdef char *memory = <char *> malloc(threads * scratch_size(&a))
