@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fastnorm.cli import main
+from fastnorm.cli.experiments import EXPERIMENTS
+
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
-
-from fastnorm.cli import main  # noqa: E402
-from fastnorm.cli.experiments import EXPERIMENTS  # noqa: E402
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

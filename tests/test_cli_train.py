@@ -11,13 +11,14 @@ import numpy as np
 import processes
 import pytest
 
+from fastnorm.cli import main
+from fastnorm.cli.data import Data, digits, shifted, split
+from fastnorm.cli.models import NORMS
+from fastnorm.cli.training import OPTIMIZERS, SCHEDULES, Settings, Training, pack, unpack
+
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
-from fastnorm.cli import main  # noqa: E402
-from fastnorm.cli.data import Data, digits, shifted, split  # noqa: E402
-from fastnorm.cli.models import NORMS  # noqa: E402
-from fastnorm.cli.training import OPTIMIZERS, SCHEDULES, Settings, Training, pack, unpack  # noqa: E402
 
 SMALL = ["--epochs", "1", "--samples", "128", "--layers", "2", "--width", "4"]
 

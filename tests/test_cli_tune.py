@@ -11,14 +11,15 @@ import numpy as np
 import processes
 import pytest
 
+from fastnorm.cli import main
+from fastnorm.cli.training import Training
+from fastnorm.cli.tune.space import SPACE, grid, narrowed
+from fastnorm.cli.tune.study import Study
+
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
-from fastnorm.cli import main  # noqa: E402
-from fastnorm.cli.training import Training  # noqa: E402
-from fastnorm.cli.tune.space import SPACE, grid, narrowed  # noqa: E402
-from fastnorm.cli.tune.study import Study  # noqa: E402
 
 SMALL = ["tune", "--samples", "60", "--epochs", "1", "--final-epochs", "0"]
 

@@ -15,164 +15,13 @@ from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from fastnorm._kernels.c cimport (
-    fn_grads, fn_moments, fn_norms, fn_planes, fn_sums, fn_sums_weigh, omp_get_thread_num,
-)
+from fastnorm._kernels.c cimport fn_grads, fn_moments, fn_norms, fn_planes, fn_sums, fn_sums_weigh
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport Job, ceil_div, element_count, least, most, statistic_count, statistic_size
-
-cdef enum:
-    BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
-    NEAR_ELEMENTS = 65536  # a tile of one band, with its dy and dx, is in L2
-    NARROWEST = 256  # columns: a quarter of a page in a row
-    WIDEST = 2048  # columns: two pages of a row, so that memory is walked in long strides; more would leave too few rows in L2
-
-
-# One matrix per sample (one in all for batch norm), `statistics` to a row.
-ctypedef struct Matrix:
-    Py_ssize_t samples, rows, width, segment, statistics
-    Py_ssize_t tile, tiles  # columns in a tile; tiles in a matrix
-    Py_ssize_t band, bands  # rows in a band; bands in a matrix
-    Py_ssize_t in_tile, channels  # statistics, and channels, in a tile
-
-
-# Statistics to a tile of at most `columns`, in whole cache lines (of half types too); with the tiles nearly equal where they can be.
-cdef inline Py_ssize_t in_tile(const Matrix *a, Py_ssize_t columns) noexcept nogil:
-    cdef Py_ssize_t n = ceil_div(a.statistics, ceil_div(a.width, columns))
-    while n < a.statistics and n * a.segment % 32 != 0:
-        n += 1
-    if n * a.segment > columns:
-        n = columns // a.segment
-        while n > 1 and n * a.segment % 32 != 0:
-            n -= 1
-    return least(a.statistics, most(n, 1))
-
-
-cdef Matrix matrix_of(const Job *job) noexcept nogil:
-    cdef Matrix a
-    cdef Py_ssize_t columns, height, bands
-    if job.groups == 0:
-        a.samples, a.rows, a.segment = 1, job.n * job.pre, job.post
-    else:
-        a.samples, a.rows, a.segment = job.n, job.pre, job.c // job.groups * job.post
-    a.width = job.c * job.post
-    a.statistics = a.width // a.segment
-    columns = WIDEST
-    # Bands, and with them the bits, are cut by shape alone.
-    height = most(16, least(4096, BAND_ELEMENTS // (a.segment * in_tile(&a, columns))))
-    bands = most(1, (a.rows + height // 2) // height)
-    a.band = ceil_div(ceil_div(a.rows, bands), 8) * 8  # of nearly equal height
-    a.bands = ceil_div(a.rows, a.band)
-    # The tiles of a single band are narrower, so that each stays near; by shape too, as a tile's last columns are done singly.
-    if a.bands == 1:
-        columns = most(NARROWEST, NEAR_ELEMENTS // a.rows)
-    a.in_tile = in_tile(&a, columns)
-    a.tile = a.in_tile * a.segment
-    a.tiles = ceil_div(a.statistics, a.in_tile)
-    a.channels = a.tile // job.post
-    return a
-
-
-# Are whole tiles shared out evenly enough? If not, the threads share bands.
-cdef inline bint fills(int threads, Py_ssize_t tiles) noexcept nogil:
-    return tiles % threads == 0 or tiles >= 4 * threads
-
-
-# One band of one tile, and where it lies.
-ctypedef struct Cell:
-    Py_ssize_t rows, width, offset  # offset in bytes
-    Py_ssize_t first  # first column
-    Py_ssize_t statistic  # first statistic, counted over all samples
-    Py_ssize_t statistics
-
-
-# Cell u of samples × tiles × bands.
-cdef inline Cell cell_of(const Job *job, const Matrix *a, Py_ssize_t u) noexcept nogil:
-    cdef Cell z
-    cdef Py_ssize_t band = u % a.bands, tile = u // a.bands % a.tiles, sample = u // a.bands // a.tiles
-    z.first = tile * a.tile
-    z.width = least(a.tile, a.width - z.first)
-    z.rows = least(a.band, a.rows - band * a.band)
-    z.offset = ((sample * a.rows + band * a.band) * a.width + z.first) * job.ops.itemsize
-    z.statistic = sample * a.statistics + tile * a.in_tile
-    z.statistics = z.width // a.segment
-    return z
-
-
-cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
-    return p + bytes if p != NULL else NULL
-
-
-# ---- memory ----
-
-# One number per statistic in each array.
-ctypedef struct Stats:
-    double *sum
-    double *sum_lo
-    double *mean
-    double *mean_lo
-    double *m2
-
-
-cdef inline Stats stats_of(double *memory, Py_ssize_t count) noexcept nogil:
-    return Stats(memory, memory + count, memory + 2 * count, memory + 3 * count, memory + 4 * count)
-
-
-cdef inline Stats stats_from(Stats s, Py_ssize_t i) noexcept nogil:
-    return Stats(s.sum + i, s.sum_lo + i, s.mean + i, s.mean_lo + i, s.m2 + i)
-
-
-# The moments of cell u's statistics.
-cdef inline Stats part_of(const Matrix *a, double *parts, Py_ssize_t u) noexcept nogil:
-    return stats_of(parts + 5 * u * a.in_tile, a.in_tile)
-
-
-cdef inline fn_planes planes_of(double *memory, Py_ssize_t count) noexcept nogil:
-    return fn_planes(memory, memory + count, memory + 2 * count, memory + 3 * count)
-
-
-cdef inline fn_planes planes_from(fn_planes s, Py_ssize_t i) noexcept nogil:
-    return fn_planes(s.sum + i, s.sum_lo + i, s.dot + i, s.dot_lo + i)
-
-
-# What a thread needs for one tile.
-ctypedef struct Scratch:
-    fn_planes columns
-    Stats runs  # of a statistic's columns
-    fn_planes totals  # of a statistic's channels
-    fn_norms norms
-    fn_grads grads
-    double *channels  # SPREAD arrays with a number per channel
-
-
-cdef enum:
-    SPREAD = 7  # mean, mean_lo, var, rstd, scale, b, c
-
-
-cdef inline Py_ssize_t scratch_size(const Matrix *a) noexcept nogil:
-    return (4 * a.tile + 9 * a.in_tile + SPREAD * a.channels + 8) * sizeof(double)
-
-
-cdef inline Scratch scratch_of(const Matrix *a, char *memory) noexcept nogil:
-    cdef Scratch s
-    cdef double *mine = <double *> (memory + omp_get_thread_num() * scratch_size(a))
-    s.columns = planes_of(mine, a.tile)
-    s.runs = stats_of(mine + 4 * a.tile, a.in_tile)
-    s.totals = planes_of(mine + 4 * a.tile + 5 * a.in_tile, a.in_tile)
-    s.channels = mine + 4 * a.tile + 9 * a.in_tile
-    return s
-
-
-# One number per statistic becomes one per channel, `each` to a statistic; the array itself where each has one channel.
-cdef inline const double *spread(const double *x, Py_ssize_t count, Py_ssize_t each, double *to) noexcept nogil:
-    cdef Py_ssize_t i, k
-    if each == 1:
-        return x
-    for i in range(count):
-        for k in range(i * each, (i + 1) * each):
-            to[k] = x[i]
-    return to
-
+from fastnorm._kernels.job cimport Job, element_count, statistic_count, statistic_size
+from fastnorm._kernels.matrix cimport (
+    Cell, Matrix, Scratch, Stats, at, cell_of, fills, matrix_of, part_of, planes_from, planes_of, scratch_of, scratch_size, spread,
+    stats_from, stats_of,
+)
 
 # ---- moments ----
 
@@ -229,31 +78,24 @@ cdef void moments_of_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *m
     merge_bands(job, a, v, memory, parts, out)
 
 
+# Where the moments of cell u's statistics go: one band's are the statistics' own.
+cdef inline Stats stats_of_cell(const Job *job, const Matrix *a, Py_ssize_t u, double *parts, Stats out) noexcept nogil:
+    return stats_from(out, cell_of(job, a, u).statistic) if a.bands == 1 else part_of(a, parts, u)
+
+
 # The moments of every statistic; all threads share the cells.
 cdef int every_moment(const Job *job, const Matrix *a, int threads, char *memory, Stats out) noexcept nogil:
     cdef Py_ssize_t u, v, tiles = a.samples * a.tiles
-    cdef double *parts = <double *> malloc(5 * tiles * a.bands * a.in_tile * sizeof(double))
+    cdef double *parts = <double *> malloc((5 * tiles * a.bands * a.in_tile if a.bands > 1 else 1) * sizeof(double))
     if parts == NULL:
         return -1
     for u in prange(tiles * a.bands, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        reduce_cell(job, a, u, memory, part_of(a, parts, u))
-    for v in range(tiles):
-        u = cell_of(job, a, v * a.bands).statistic
-        if a.bands == 1:
-            copy_stats(part_of(a, parts, v), cell_of(job, a, v).statistics, stats_from(out, u))
-        else:
-            merge_bands(job, a, v, memory, parts, stats_from(out, u))
+        reduce_cell(job, a, u, memory, stats_of_cell(job, a, u, parts, out))
+    if a.bands > 1:
+        for v in range(tiles):
+            merge_bands(job, a, v, memory, parts, stats_from(out, cell_of(job, a, v * a.bands).statistic))
     free(parts)
     return 0
-
-
-cdef void copy_stats(Stats s, Py_ssize_t count, Stats to) noexcept nogil:
-    cdef size_t size = count * sizeof(double)
-    memcpy(to.sum, s.sum, size)
-    memcpy(to.sum_lo, s.sum_lo, size)
-    memcpy(to.mean, s.mean, size)
-    memcpy(to.mean_lo, s.mean_lo, size)
-    memcpy(to.m2, s.m2, size)
 
 
 cdef int columns_moments(const Job *job, fn_moments *out) noexcept nogil:
