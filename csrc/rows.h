@@ -288,8 +288,10 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
             T dgs[FN_TILE + 2 * LANES] __attribute__((aligned(64))), dbs[FN_TILE + 2 * LANES] __attribute__((aligned(64)));
             T *dg = dgs + pad, *db = dbs + pad;
             if (params) for (ptrdiff_t j = 0; j < w + LANES; j++) dg[j] = db[j] = 0;
-#define BODY(g, has_gamma, centred, params, stream) \
-    for (ptrdiff_t k = 0; k < some; k++)                                                                                         NAME(row_grad)(dy + k * stride + t, x + k * stride + t, g, dx + k * stride + t, w, &q, k, has_gamma, centred, params, aligned, stream, dg, db)
+#define BODY(g, has_gamma, centred, params, stream)                                                                      \
+    for (ptrdiff_t k = 0; k < some; k++)                                                                                 \
+        NAME(row_grad)(dy + k * stride + t, x + k * stride + t, g, dx + k * stride + t, w, &q, k, has_gamma, centred, params, \
+                       aligned, stream, dg, db)
             if (GENERIC || !g || !params) BODY(g, g != NULL, centred, params, 0);
             else if (centred) { if (stream) BODY(g, 1, 1, 1, 1); else BODY(g, 1, 1, 1, 0); }
             else if (stream) BODY(g, 1, 0, 1, 1);
