@@ -4,6 +4,7 @@
 #include "columns.h"
 #include "column_grads.h"
 #include "rows.h"
+#include "row_grads.h"
 #include "params.h"
 #ifndef WITHOUT_SOFTMAX
 #include "softmax.h"
@@ -57,6 +58,7 @@
 #undef BLOCK_CHECKED
 #undef FN_TILE
 #undef FN_ROWS
+#undef SOON
 #undef SQUARE
 #undef ADD4_AT
 #undef SQUARE_AT

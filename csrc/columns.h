@@ -201,14 +201,16 @@ FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
     return v;
 }
 
-/* ONE(n) over a row of w columns from j = 0: when streaming, first up to a cache line of y. */
-#define EACH_IN_ROW(y, w, stream, ONE, ONE_LAST)                                                                         \
+/* ONE(n) over a row of w columns from j = 0: when `lined`, first up to a cache line of y, and whole lines then; ONE_LAST for
+   what is less. */
+#define EACH_IN_ROW(y, w, lined, ONE, ONE_LAST)                                                                          \
     do {                                                                                                                 \
-        ptrdiff_t j = 0, head = (stream) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0;                          \
+        ptrdiff_t j = 0, head = (lined) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0, end;                     \
         if (head > (w)) head = (w);                                                                                      \
+        end = (lined) ? (w) - ((w) - head) % LINE : (w);                                                                 \
         for (ptrdiff_t n; j < head; j += n) { n = head - j < LANES ? head - j : LANES - 1; ONE_LAST(n); }                \
-        for (; j <= (w) - LANES; j += LANES) ONE(LANES);                                                                 \
-        if (j < (w)) { ptrdiff_t n = (w) - j; ONE_LAST(n); }                                                             \
+        for (; j <= end - LANES; j += LANES) ONE(LANES);                                                                 \
+        for (ptrdiff_t n; j < (w); j += n) { n = (w) - j < LANES ? (w) - j : LANES; ONE_LAST(n); }                       \
     } while (0)
 
 /* Where a piece of columns ends: when streaming, with a cache line of y, so that no line is written in two pieces. */

@@ -1,6 +1,6 @@
 /* Every primitive for every storage type, at the level of the translation unit that includes this file.
 
-   Each body (spans.h, columns.h, rows.h) is written once, in terms of: S the storage type, T the arithmetic type, P the
+   Each body (spans.h, columns.h, rows.h and their gradients) is written once, in terms of: S the storage type, T the arithmetic type, P the
    type of parameter vectors, V a vector of T, ACC the accumulator that vectors are widened into. WIDER names the same body with
    T = double, taken by the rare data that float arithmetic cannot hold (squares of 1e30 or of 1e-30). */
 #include "vec.h"

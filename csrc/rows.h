@@ -11,9 +11,40 @@ FN_INLINE ptrdiff_t NAME(rows_at_once)(ptrdiff_t len) {
     return r < 1 ? 1 : r > FN_ROWS ? FN_ROWS : r;
 }
 
-/* Short rows are streamed if whole cache lines long: a line that two of them share would be fetched and written twice. */
-FN_INLINE int NAME(streamable)(const S *y, ptrdiff_t len) {
-    return len >= FN_LONG || (((uintptr_t)y | (uintptr_t)len * sizeof(S)) & 63) == 0;
+/* Streamed rows meet within cache lines unless they are whole lines long and begin with one. The ends of eight rows that share
+   lines are put together here and streamed as whole lines: stored as two halves, such a line cost as much as ten others. */
+typedef struct { S line[FN_ROWS + 1][LINE]; } __attribute__((aligned(64))) NAME(seams);
+
+FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
+
+/* The lines of `rows` rows. The first is shared with rows done `before`; the last waits for what comes `after`. */
+FN_OUTLINE void NAME(close_seams)(NAME(seams) *s, S *y, ptrdiff_t rows, ptrdiff_t len, int before, int after) {
+    for (ptrdiff_t k = 0; k <= rows; k++) {
+        S *p = y + k * len;
+        ptrdiff_t in = NAME(into_line)(p);
+        if (in == 0) continue;
+        if (k == 0 && !before) memcpy(p, s->line[0] + in, 64 - (size_t)in * sizeof(S));
+        else if (k < rows) fn_stream_line(p - in, s->line[k]);
+        else if (after) memcpy(s->line[0], s->line[k], 64);
+        else memcpy(p - in, s->line[k], (size_t)in * sizeof(S));
+    }
+}
+
+/* Where the ends of a row go, by column: into the row itself, or into seams. */
+typedef struct { S *head, *tail; } NAME(ends);
+FN_INLINE NAME(ends) NAME(ends_of)(NAME(seams) *s, ptrdiff_t k, S *y, ptrdiff_t len) {
+    NAME(ends) e = {y, y};
+    if (s) {
+        e.head = s->line[k] + NAME(into_line)(y);
+        e.tail = s->line[k + 1] + NAME(into_line)(y + len) - len;
+    }
+    return e;
+}
+/* The same from column t on; a row has one head. */
+FN_INLINE NAME(ends) NAME(ends_in)(NAME(ends) e, ptrdiff_t t) {
+    if (t) e.head = e.tail + t;
+    e.tail += t;
+    return e;
 }
 
 /* xhat = ((x - hi) - lo)·rstd */
@@ -21,8 +52,8 @@ FN_INLINE V NAME(standardize)(V x, V hi, V lo, V rstd, int centred) {
     return centred ? MUL(SUB(SUB(x, hi), lo), rstd) : MUL(x, rstd);
 }
 
-#define ROW_OUT(n) NAME(row_out)(NAME(col_load)(x + i, n), has_gamma ? NAME(param)(gamma + i, n) : rstd, \
-                                 has_beta ? NAME(param)(beta + i, n) : rstd, hi, lo, rstd, centred, has_gamma, has_beta)
+#define ROW_OUT(n) NAME(row_out)(NAME(col_load)(x + j, n), has_gamma ? NAME(param)(gamma + j, n) : rstd, \
+                                 has_beta ? NAME(param)(beta + j, n) : rstd, hi, lo, rstd, centred, has_gamma, has_beta)
 FN_INLINE V NAME(param)(const P *p, ptrdiff_t n) { return n == LANES ? LOAD_P(p) : LOAD_P_N(p, n); }
 FN_INLINE V NAME(row_out)(V x, V g, V b, V hi, V lo, V rstd, int centred, int has_gamma, int has_beta) {
     V z = NAME(standardize)(x, hi, lo, rstd, centred);
@@ -31,44 +62,49 @@ FN_INLINE V NAME(row_out)(V x, V g, V b, V hi, V lo, V rstd, int centred, int ha
     return z;
 }
 
-FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t len, const P *gamma, const P *beta, const fn_norm *p,
-                                    int centred, int has_gamma, int has_beta, int stream, ptrdiff_t ahead) {
-    T h = (T)p->mean;
-    V hi = SET1(h), lo = SET1((T)((p->mean - (double)h) + p->mean_lo)), rstd = SET1((T)p->scale);
-    ptrdiff_t i = 0;
-    if (stream || len >= FN_LONG) {
-        ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)y & 63) / sizeof(S));
-        for (; head > 0 && i < len;) {
-            ptrdiff_t n = head < LANES ? head : LANES - 1;
-            if (n > len - i) n = len - i;
-            STORE_N(y + i, ROW_OUT(n), n);
-            i += n;
-            head -= n;
-        }
+/* What y of eight rows takes. */
+typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS]; } NAME(row_norms);
+
+FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t len, const P *gamma, const P *beta,
+                                    const NAME(row_norms) *q, int centred, int has_gamma, int has_beta, int stream,
+                                    NAME(seams) *seams, ptrdiff_t ahead) {
+    for (ptrdiff_t k = 0; k < rows; k++, x += len, y += len) {
+        V hi = SET1(q->hi[k]), lo = SET1(q->lo[k]), rstd = SET1(q->rstd[k]);
+        NAME(ends) e = NAME(ends_of)(seams, k, y, len);
+#define FULL(n)                                                                                                          \
+    do {                                                                                                                 \
+        fn_prefetch(x + j + ahead);                                                                                      \
+        if (stream) STREAM(y + j, ROW_OUT(n)); else STORE(y + j, ROW_OUT(n));                                            \
+    } while (0)
+#define PART(n) STORE_N((j < LINE ? e.head : e.tail) + j, ROW_OUT(n), n)
+        EACH_IN_ROW(y, len, stream || len >= FN_LONG, FULL, PART);
+#undef PART
+#undef FULL
     }
-    for (; i <= len - LANES; i += LANES) {
-        fn_prefetch(x + i + ahead);
-        if (stream) STREAM(y + i, ROW_OUT(LANES)); else STORE(y + i, ROW_OUT(LANES));
-    }
-    if (i < len) { ptrdiff_t n = len - i; STORE_N(y + i, ROW_OUT(n), n); }
 }
 
-FN_OUTLINE void NAME(row_apply)(const void *xv, void *yv, ptrdiff_t len, const void *gv, const void *bv,
-                                                      const fn_norm *p, int centred, int flags, ptrdiff_t ahead) {
-    const S *x = xv;
-    S *y = yv;
-    const P *g = gv, *b = bv;
-#ifdef WIDER
-    if (FN_UNLIKELY(p->wide)) { WIDER(row_apply)(xv, yv, len, gv, bv, p, centred, flags, ahead); return; }
-#endif
-    int stream = !!(flags & FN_STREAM);
-    if (stream) fn_prefetch_edge(y + 2 * len);
-#define BODY(centred, has_gamma, has_beta, stream) NAME(row_apply_body)(x, y, len, g, b, p, centred, has_gamma, has_beta, stream, ahead)
+/* y of at most eight rows, in T. */
+FN_OUTLINE void NAME(rows_apply)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t len, const P *g, const P *b,
+                                 const NAME(row_norms) *q, int centred, int stream, NAME(seams) *seams, ptrdiff_t ahead) {
+#define BODY(centred, has_gamma, has_beta, stream) \
+    NAME(row_apply_body)(x, y, rows, len, g, b, q, centred, has_gamma, has_beta, stream, seams, ahead)
     if (GENERIC) BODY(centred, g != NULL, b != NULL, 0);
     else if (!centred) { if (stream) BODY(0, g != NULL, 0, 1); else BODY(0, g != NULL, 0, 0); }
     else if (g && b) { if (stream) BODY(1, 1, 1, 1); else BODY(1, 1, 1, 0); }
     else { if (stream) BODY(1, g != NULL, b != NULL, 1); else BODY(1, g != NULL, b != NULL, 0); }
 #undef BODY
+}
+
+FN_OUTLINE void NAME(row_apply)(const void *x, void *y, ptrdiff_t len, const void *g, const void *b, const fn_norm *p,
+                                int centred, int flags, ptrdiff_t ahead) {
+#ifdef WIDER
+    if (FN_UNLIKELY(p->wide)) { WIDER(row_apply)(x, y, len, g, b, p, centred, flags, ahead); return; }
+#endif
+    NAME(row_norms) q;
+    q.hi[0] = (T)p->mean;
+    q.lo[0] = (T)((p->mean - (double)q.hi[0]) + p->mean_lo);
+    q.rstd[0] = (T)p->scale;
+    NAME(rows_apply)(x, y, 1, len, g, b, &q, centred, !!(flags & FN_STREAM), NULL, ahead);
 }
 
 /* s = x + residual, rounded to the storage type. */
@@ -161,12 +197,15 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
     const S *x = xv, *res = rv;
     S *s = sv, *y = yv;
     ptrdiff_t group = NAME(rows_at_once)(len);
-    if (!NAME(streamable)(y, len)) flags &= ~FN_STREAM;
+    if (len < 8 * LINE) flags &= ~FN_STREAM; /* what there is to do for shorter rows takes longer than memory does */
+    int stream = !!(flags & FN_STREAM), before = 0;
+    NAME(seams) seams;
     const double number = (double)len;
     for (ptrdiff_t r = 0; r < rows; r += group) {
         ptrdiff_t some = rows - r < group ? rows - r : group;
         fn_eight v = {{0}, {0}, {0}, {0}};
         const S *in = x + r * len;
+        S *out = y + r * len;
         if (res) {
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
@@ -185,124 +224,23 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             p->scale = v.scale[k];
             p->shift = 0;
             p->wide = !plain && fn_needs_wide(p->mean, v.m2[k], p->scale);
-            NAME(row_apply)(in + k * len, y + (r + k) * len, len, gamma, beta, p, centred, flags, res ? 0 : group * len);
+        }
+        ptrdiff_t ahead = res ? 0 : group * len;
+        if (FN_LIKELY(plain)) {
+            NAME(row_norms) q;
+            PUT8(q.hi, mean);
+            PUT8(q.lo, vd_add(vd_sub(mean, GET8(q.hi)), vd_load(v.mean_lo)));
+            PUT8(q.rstd, scale);
+            NAME(rows_apply)(in, out, some, len, gamma, beta, &q, centred, stream, stream ? &seams : NULL, ahead);
+            int after = r + some < rows;
+            if (stream) NAME(close_seams)(&seams, out, some, len, before, after);
+            before = stream && after;
+        } else {
+            if (before) NAME(close_seams)(&seams, out, 0, len, 1, 0);
+            before = 0;
+            for (ptrdiff_t k = 0; k < some; k++)
+                NAME(row_apply)(in + k * len, out + k * len, len, gamma, beta, stat + r + k, centred, flags, ahead);
         }
     }
     if (flags & FN_STREAM) fn_fence();
-}
-
-/* ---- gradients ----
-   With g = dy·gamma and xhat = (x - mean)·rstd:  dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n),
-   dgamma = Σ_rows dy·xhat, dbeta = Σ_rows dy. */
-
-/* Σg and Σg·(x - mean) of one row, in double as in spans.h. */
-FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, vd mean) {
-    NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
-    ptrdiff_t i = 0;
-    for (; i <= len - LANES; i += LANES) {
-        if (gamma) WEIGHTED_AT(&a.sum, &a.dot, dy + i, gamma + i, x + i, mean);
-        else SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean);
-    }
-    if (i < len) {
-        ptrdiff_t n = len - i;
-        V g = LOAD_N(dy + i, n), xi = LOAD_N(x + i, n);
-        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, LOAD_P_N(gamma + i, n), xi, mean);
-        else {
-            a.sum = ACC_ADD(a.sum, g);
-            a.dot = ACC_DOT(a.dot, g, xi, mean);
-        }
-    }
-    return a;
-}
-
-FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len, const fn_norm *p, fn_sums *out) {
-    vd mean = vd_set1(p->mean);
-    *out = NAME(sums_of)(gv ? NAME(row_sums)(dyv, xv, gv, len, mean) : NAME(row_sums)(dyv, xv, NULL, len, mean), p->mean_lo);
-}
-
-typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROWS]; } NAME(row_grads);
-
-/* dx of one row of w columns, and its part of dgamma and dbeta, added in T. */
-FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t w, const NAME(row_grads) *q, ptrdiff_t r,
-                              int has_gamma, int centred, int params, int aligned, int stream, T *dg, T *db) {
-    V hi = SET1(q->hi[r]), lo = SET1(q->lo[r]), rstd = SET1(q->rstd[r]), b = SET1(q->b[r]), c = SET1(q->c[r]);
-#define GRAD(n)                                                                                                          \
-    V g = HOLD(NAME(col_load)(dy + j, n)), xhat = NAME(standardize)(NAME(col_load)(x + j, n), hi, lo, rstd, centred);          \
-    if (params) {                                                                                                        \
-        STORE_T(db + j, ADD(LOAD_T(db + j), g));                                                                         \
-        STORE_T(dg + j, ADD(LOAD_T(dg + j), n == LANES ? MUL(g, xhat) : FIRST(MUL(g, xhat), n)));                        \
-    }                                                                                                                    \
-    V z = ADD(MUL(g, has_gamma ? MUL(NAME(param)(gamma + j, n), rstd) : rstd), MUL(xhat, b));                            \
-    if (centred) z = ADD(z, c);
-#define FULL(n) do { GRAD(LANES) if (stream) STREAM(dx + j, z); else STORE(dx + j, z); } while (0)
-#define PART(n) do { GRAD(n) STORE_N(dx + j, z, n); } while (0)
-    if (stream) fn_prefetch_edge(dx + w);
-    EACH_IN_ROW(dx, w, aligned, FULL, PART);
-#undef PART
-#undef FULL
-#undef GRAD
-}
-
-/* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
-   are added to: eight rows in T, then widened. `n` is the number of elements behind each statistic: len, unless these are
-   pieces of longer rows. */
-FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
-                                ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
-                                double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
-    int stream = flags & FN_STREAM && NAME(streamable)(dxv, len), params = dgamma || dbeta;
-    for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
-        ptrdiff_t some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
-        const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
-        S *dx = (S *)dxv + r * stride;
-        NAME(row_grads) q;
-        int safe = 1;
-        for (ptrdiff_t k = 0; k < some; k++) {
-            const fn_norm *p = stat + r + k;
-            const fn_sums *s = sums + r + k;
-            fn_grad g = {p->scale, -p->scale * ((s->dot + s->dot_lo) * p->scale / n), -p->scale * (s->sum + s->sum_lo) / n};
-            q.hi[k] = (T)p->mean;
-            q.lo[k] = (T)((p->mean - (double)q.hi[k]) + p->mean_lo);
-            q.rstd[k] = (T)p->scale;
-            q.b[k] = (T)g.b;
-            q.c[k] = (T)g.c;
-            safe &= (p->wide == 0) & fn_grad_is_safe(&g);
-        }
-#ifdef WIDER
-        if (FN_UNLIKELY(!safe)) { /* row by row: a row's dx must not depend on its neighbours */
-            for (ptrdiff_t k = 0; k < some; k++) {
-                ptrdiff_t o = k * stride;
-                if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, stat + r + k, sums + r + k, centred, 0,
-                                              dgamma, dbeta, dgamma_lo, dbeta_lo);
-                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, 0, dgamma, dbeta, dgamma_lo, dbeta_lo);
-            }
-            continue;
-        }
-#endif
-        (void)safe;
-        /* In long rows dx's vectors are aligned, and in the first row these sums' too; only the first piece has a ragged head. */
-        int aligned = stream || len >= FN_LONG;
-        for (ptrdiff_t t = 0, w; t < len; t += w) {
-            ptrdiff_t pad = aligned ? (LANES - NAME(col_head)(dx + t, FN_TILE)) % LANES : 0;
-            w = len - t < FN_TILE - pad ? len - t : FN_TILE - pad;
-            const P *g = gv ? (const P *)gv + t : NULL;
-            T dgs[FN_TILE + 2 * LANES] __attribute__((aligned(64))), dbs[FN_TILE + 2 * LANES] __attribute__((aligned(64)));
-            T *dg = dgs + pad, *db = dbs + pad;
-            if (params) for (ptrdiff_t j = 0; j < w + LANES; j++) dg[j] = db[j] = 0;
-#define BODY(g, has_gamma, centred, params, stream)                                                                      \
-    for (ptrdiff_t k = 0; k < some; k++)                                                                                 \
-        NAME(row_grad)(dy + k * stride + t, x + k * stride + t, g, dx + k * stride + t, w, &q, k, has_gamma, centred, params, \
-                       aligned, stream, dg, db)
-            if (GENERIC || !g || !params) BODY(g, g != NULL, centred, params, 0);
-            else if (centred) { if (stream) BODY(g, 1, 1, 1, 1); else BODY(g, 1, 1, 1, 0); }
-            else if (stream) BODY(g, 1, 0, 1, 1);
-            else BODY(g, 1, 0, 1, 0);
-#undef BODY
-            for (ptrdiff_t j = 0; params && j < w; j += LANES) {
-                ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
-                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m);
-                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(db + j)), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m);
-            }
-        }
-    }
-    if (stream) fn_fence();
 }

@@ -363,6 +363,8 @@ FN_INLINE void fn_prefetch_edge(const void *p) { (void)p; }
 FN_INLINE void fn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 #endif
 
+FN_INLINE void fn_stream_line(void *d, const void *s) { vf_stream(d, vf_load(s)); }
+
 /* ---- horizontal sum of 8 doubles in one fixed order: i with i+4, i with i+2, i with i+1 ---- */
 
 #if FN_LEVEL == 3

@@ -329,18 +329,33 @@ def test_a_sample_of_columns_alone(threads: int, rng: np.random.Generator) -> No
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-@pytest.mark.parametrize(("width", "offset"), [(64, 0), (64, 4), (60, 0), (300, 3), (1029, 0)])
-def test_rows_past_the_cache_give_the_same_bits(norm: str, width: int, offset: int, rng: np.random.Generator) -> None:
-    """Rows streamed or not, aligned or not: each has the bits that it has alone, in y and dx."""
-    rows = (9 << 20) // (4 * width)
-    data = np.resize(draw(rng, (100003,), np.float32), 2 * rows * width + 2 * 32)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("width", "offset"), [(64, 0), (64, 4), (60, 0), (128, 0), (256, 4), (300, 3), (768, 4), (1029, 0)]
+)
+def test_rows_past_the_cache_give_the_same_bits(
+    norm: str, dtype: str, width: int, offset: int, rng: np.random.Generator
+) -> None:
+    """Rows streamed or not, aligned or not, among neighbours that need wider arithmetic: each has the bits that it has alone."""
+    t = dtype_of(dtype)
+    rows = (9 << 20) // (t.itemsize * width)
+    data = np.resize(draw(rng, (100003,), t), 2 * rows * width + 2 * 32)
     x, dy = (part[offset:][: rows * width].reshape(rows, width) for part in np.split(data, 2))
-    weight = draw(rng, (width,), np.float32)
+    if dtype in ("float32", "bfloat16"):
+        x[rows - 20] *= t.type(1e30)
+        x[rows - 9 :: 7] *= t.type(1e-30)
+    weight = draw(rng, (width,), np.float64 if dtype == "float64" else np.float32)
     call = Call(norm, {"x": x, "normalized_shape": width, "weight": weight})
-    every, some = call.results(dy), slice(rows - 37, rows)
+    out, some = (
+        np.empty(rows * width + 32, t)[offset : offset + rows * width].reshape(rows, width),
+        slice(rows - 37, rows),
+    )
     alone = call.replaced(x=x[some].copy()).results(dy[some].copy())
-    for field in ("y", "dx"):
-        same_bits(every[field][some], alone[field], field)
+    y, ctx = getattr(fn, norm + "_forward")(x, width, weight, out=out)
+    same_bits(out[some], alone["y"], "y")
+    dx, *_ = getattr(fn, norm + "_backward")(dy, ctx, out=out)
+    same_bits(out[some], alone["dx"], "dx")
+    assert y is out and dx is out
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0)])
