@@ -22,6 +22,8 @@
 #undef EACH_COLUMN
 #undef EACH_ABREAST
 #undef EACH_IN_ROW
+#undef EACH_IN_RUN
+#undef NEXT
 #undef ROOM
 #undef TO_DOUBLE
 #undef FROM_DOUBLE

@@ -147,6 +147,22 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
 #undef GRAD
 }
 
+/* Rows of w columns without gaps, n elements in all, streamed. */
+FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_t n, ptrdiff_t w, const NAME(col_norms) *p,
+                                        const NAME(col_grads) *q, int relu) {
+    const ptrdiff_t pad = p->pad;
+#define GRAD(n)                                                                                                          \
+    NAME(affine_v) v = NAME(col_norm)(p, j);                                                                             \
+    V xi = NAME(col_load)(x + i, n), g = NAME(gate)(NAME(col_load)(dy + i, n), xi, xi, v, 0, relu);                      \
+    V z = NAME(combine)(g, xi, v, LOAD_T(q->a + pad + j), LOAD_T(q->b + pad + j), LOAD_T(q->c + pad + j));
+#define FULL(n) do { fn_prefetch(x + i + SOON); fn_prefetch(dy + i + SOON); GRAD(LANES) STREAM(dx + i, z); } while (0)
+#define PART(n) do { GRAD(n) STORE_N(dx + i, z, n); } while (0)
+    EACH_IN_RUN(dx, n, w, FULL, PART);
+#undef PART
+#undef FULL
+#undef GRAD
+}
+
 FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv, void *drv, ptrdiff_t rows,
                                      ptrdiff_t width, ptrdiff_t stride, const fn_norms *p, const fn_grads *g, ptrdiff_t post,
                                      int flags) {
@@ -169,10 +185,15 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
         }
 #endif
         if (w < width) m = 1;
-        NAME(col_split)(p, t, w, post, m, stream ? 0 : NAME(col_head)(dx, w), &v);
+        NAME(col_split)(p, t, w, post, m, NAME(col_pad_for)(dx, w, stride, stream && !res), &v);
         NAME(col_spread)(g->a, t, w, post, m, q.a + v.pad);
         NAME(col_spread)(g->b, t, w, post, m, q.b + v.pad);
         NAME(col_spread)(g->c, t, w, post, m, q.c + v.pad);
+        if (!GENERIC && stream && !res && w == stride && w >= LINE) {
+            if (relu) NAME(col_grad_apply_run)(dy, x, dx, rows * w, w, &v, &q, 1);
+            else NAME(col_grad_apply_run)(dy, x, dx, rows * w, w, &v, &q, 0);
+            continue;
+        }
 #define BODY(r, dr, has_res, relu, stream)                                                                               \
     EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
                                                     a * w, a * stride, &v, &q, has_res, relu, stream))

@@ -5,7 +5,7 @@
    added as a tree of eight before they are widened, as in spans.h, and a column's accumulators are loaded and stored once for
    eight rows; meanwhile the next rows are fetched. Outputs are written four rows at a time, all loads before the stores: where
    rows lie a multiple of 4 KB apart, a load waits for any recent store to the same column (row by row, twice as slow).
-   Streamed outputs go row by row, in whole cache lines. Columns are taken in pieces whose numbers stay in L1. */
+   Streamed outputs go row by row, in whole cache lines; rows without gaps as one run, whose vectors go on into the next row. Columns are taken in pieces whose numbers stay in L1. */
 
 #define FN_TILE 512 /* columns whose numbers are in L1 together: at most 7 arrays of float, 14 KB */
 
@@ -30,10 +30,9 @@ FN_INLINE ptrdiff_t NAME(col_piece)(ptrdiff_t width) {
         STEP;                                                                                                            \
     }
 
-/* Numbers 0 .. w - 1 of an array, repeated m times, then zeros for a partial vector. */
+/* Numbers 0 .. w - 1 of an array, repeated m times and for a vector more, which may reach into the next row. */
 FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
-    for (ptrdiff_t j = w; j < m * w; j++) v[j] = v[j - w];
-    for (ptrdiff_t j = m * w; j < m * w + LANES; j++) v[j] = 0;
+    for (ptrdiff_t j = w; j < m * w + LANES; j++) v[j] = v[j - w];
 }
 
 /* ---- sums ---- */
@@ -145,6 +144,9 @@ FN_INLINE ptrdiff_t NAME(col_head)(const S *y, ptrdiff_t w) {
     return w >= 4 * LANES ? head : 0;
 }
 
+/* And of those whose number is to be aligned: with rows that are streamed one by one, none. */
+FN_INLINE ptrdiff_t NAME(col_pad_for)(const S *y, ptrdiff_t w, ptrdiff_t stride, int stream) { return stream && w != stride ? 0 : NAME(col_head)(y, w); }
+
 /* The end of channel k, or of the w columns after `from`. */
 FN_INLINE ptrdiff_t NAME(channel_end)(ptrdiff_t k, ptrdiff_t post, ptrdiff_t from, ptrdiff_t w) {
     ptrdiff_t end = (k + 1) * post - from;
@@ -213,6 +215,17 @@ FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
         for (ptrdiff_t n; j < (w); j += n) { n = (w) - j < LANES ? (w) - j : LANES; ONE_LAST(n); }                       \
     } while (0)
 
+/* The same over rows of w columns without gaps, as one run of `count` from i = 0: j is i's column. */
+#define EACH_IN_RUN(y, count, w, ONE, ONE_LAST)                                                                          \
+    do {                                                                                                                 \
+        ptrdiff_t i = 0, j = 0, head = (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S));                                  \
+        if (head > (count)) head = (count);                                                                              \
+        for (ptrdiff_t n; i < head; NEXT(n)) { n = head - i < LANES ? head - i : LANES - 1; ONE_LAST(n); }               \
+        for (; i <= (count) - LANES; NEXT(LANES)) ONE(LANES);                                                            \
+        if (i < (count)) { ptrdiff_t n = (count) - i; ONE_LAST(n); }                                                     \
+    } while (0)
+#define NEXT(n) i += (n), j += (n), j -= j >= (w) ? (w) : 0
+
 /* Where a piece of columns ends: when streaming, with a cache line of y, so that no line is written in two pieces. */
 FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int stream) {
     ptrdiff_t over = (ptrdiff_t)(((uintptr_t)(y + w) & 63) / sizeof(S));
@@ -246,6 +259,18 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 #undef OUT
 }
 
+/* Rows of w columns without gaps, n elements in all, streamed. */
+FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t n, ptrdiff_t w, const NAME(col_norms) *p, int has_res, int relu) {
+#define OUT(o, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + (o), n), NAME(col_norm)(p, j)), \
+                                 has_res ? NAME(col_load)(res + (o), n) : SET1(0), has_res, relu)
+#define FULL(n) do { fn_prefetch(x + i + SOON); STREAM(y + i, OUT(i, LANES)); } while (0)
+#define PART(n) STORE_N(y + i, OUT(i, n), n)
+    EACH_IN_RUN(y, n, w, FULL, PART);
+#undef PART
+#undef FULL
+#undef OUT
+}
+
 FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
                                  const fn_norms *p, ptrdiff_t post, int flags) {
     NAME(col_norms) v;
@@ -265,7 +290,15 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
         }
 #endif
         if (w < width) m = 1;
-        NAME(col_split)(p, t, w, post, m, stream ? 0 : NAME(col_head)(y, w), &v);
+        NAME(col_split)(p, t, w, post, m, NAME(col_pad_for)(y, w, stride, stream), &v);
+        if (!GENERIC && stream && w == stride && w >= LINE) {
+#define RUN(has_res, relu) NAME(col_affine_run)(x, res, y, rows * w, w, &v, has_res, relu)
+            if (res) RUN(1, relu);
+            else if (relu) RUN(0, 1);
+            else RUN(0, 0);
+#undef RUN
+            continue;
+        }
 #define BODY(r, has_res, relu, stream) \
     EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, &v, has_res, relu, stream))
         if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)

@@ -2,10 +2,9 @@
    dgamma = Σ_rows dy·xhat, dbeta = Σ_rows dy.
 
    Included once per (storage S, arithmetic T). The sums of eight rows, then their dx while they are in cache, two rows side by
-   side: dgamma and dbeta are loaded and stored once for both. The sums fetch what comes after them, so that memory is busy
+   side: dgamma and dbeta are loaded and stored once for both. The sums fetch what comes SOON after them, so that memory is busy
    while dx is made; left to the processor, it stops at every page. */
 
-#define SOON (8192 / (ptrdiff_t)sizeof(S)) /* as far as that: 2 KB came too late, 4 KB and more made no difference */
 
 /* Σg and Σg·(x - mean) of one row, in double as in spans.h. */
 FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, vd mean) {

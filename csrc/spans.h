@@ -28,6 +28,7 @@
 
 /* Of four lines the sum fetches the first two, the squares the others: memory is busy during both. */
 #define LINE (64 / (ptrdiff_t)sizeof(S))
+#define SOON (8192 / (ptrdiff_t)sizeof(S)) /* how far a run is fetched ahead: 2 KB came too late, 4 KB and more made no difference */
 #define FETCH8(p) for (ptrdiff_t k = 0; k < 8 * LANES; k += LINE) if (k / LINE % 4 > 1) fn_prefetch((p) + k)
 
 /* Σx of one contiguous span; meanwhile what lies `ahead` of it is fetched. */
