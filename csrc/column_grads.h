@@ -147,8 +147,8 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
 #undef GRAD
 }
 
-/* Rows of w columns without gaps, n elements in all, streamed. */
-FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_t n, ptrdiff_t w, const NAME(col_norms) *p,
+/* Rows of w columns without gaps, `size` elements in all, streamed. */
+FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                         const NAME(col_grads) *q, int relu) {
     const ptrdiff_t pad = p->pad;
 #define GRAD(n)                                                                                                          \
@@ -157,7 +157,7 @@ FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_
     V z = NAME(combine)(g, xi, v, LOAD_T(q->a + pad + j), LOAD_T(q->b + pad + j), LOAD_T(q->c + pad + j));
 #define FULL(n) do { fn_prefetch(x + i + SOON); fn_prefetch(dy + i + SOON); GRAD(LANES) STREAM(dx + i, z); } while (0)
 #define PART(n) do { GRAD(n) STORE_N(dx + i, z, n); } while (0)
-    EACH_IN_RUN(dx, n, w, FULL, PART);
+    EACH_IN_RUN(dx, size, w, FULL, PART);
 #undef PART
 #undef FULL
 #undef GRAD

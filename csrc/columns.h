@@ -37,8 +37,6 @@ FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
 
 /* ---- sums ---- */
 
-FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
-
 /* BODY(row, rows, columns) over all columns j of a band of rows: the whole band at once for full vectors, when it has the
    full height that the compiler knows; row by row for the rest. */
 #define EACH_COLUMN(w, height, full, BODY)                                                                               \
@@ -210,9 +208,9 @@ FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
         ptrdiff_t j = 0, head = (lined) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0, end;                     \
         if (head > (w)) head = (w);                                                                                      \
         end = (lined) ? (w) - ((w) - head) % LINE : (w);                                                                 \
-        for (ptrdiff_t n; j < head; j += n) { n = head - j < LANES ? head - j : LANES - 1; ONE_LAST(n); }                \
+        for (ptrdiff_t n = 0; j < head; j += n) { n = head - j < LANES ? head - j : LANES - 1; ONE_LAST(n); }                \
         for (; j <= end - LANES; j += LANES) ONE(LANES);                                                                 \
-        for (ptrdiff_t n; j < (w); j += n) { n = (w) - j < LANES ? (w) - j : LANES; ONE_LAST(n); }                       \
+        for (ptrdiff_t n = 0; j < (w); j += n) { n = (w) - j < LANES ? (w) - j : LANES; ONE_LAST(n); }                       \
     } while (0)
 
 /* The same over rows of w columns without gaps, as one run of `count` from i = 0: j is i's column. */
@@ -220,7 +218,7 @@ FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
     do {                                                                                                                 \
         ptrdiff_t i = 0, j = 0, head = (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S));                                  \
         if (head > (count)) head = (count);                                                                              \
-        for (ptrdiff_t n; i < head; NEXT(n)) { n = head - i < LANES ? head - i : LANES - 1; ONE_LAST(n); }               \
+        for (ptrdiff_t n = 0; i < head; NEXT(n)) { n = head - i < LANES ? head - i : LANES - 1; ONE_LAST(n); }               \
         for (; i <= (count) - LANES; NEXT(LANES)) ONE(LANES);                                                            \
         if (i < (count)) { ptrdiff_t n = (count) - i; ONE_LAST(n); }                                                     \
     } while (0)
@@ -259,13 +257,14 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 #undef OUT
 }
 
-/* Rows of w columns without gaps, n elements in all, streamed. */
-FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t n, ptrdiff_t w, const NAME(col_norms) *p, int has_res, int relu) {
+/* Rows of w columns without gaps, `size` elements in all, streamed. */
+FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
+                                    int has_res, int relu) {
 #define OUT(o, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + (o), n), NAME(col_norm)(p, j)), \
                                  has_res ? NAME(col_load)(res + (o), n) : SET1(0), has_res, relu)
 #define FULL(n) do { fn_prefetch(x + i + SOON); STREAM(y + i, OUT(i, LANES)); } while (0)
 #define PART(n) STORE_N(y + i, OUT(i, n), n)
-    EACH_IN_RUN(y, n, w, FULL, PART);
+    EACH_IN_RUN(y, size, w, FULL, PART);
 #undef PART
 #undef FULL
 #undef OUT

@@ -34,7 +34,7 @@ typedef struct { const double *mean, *mean_lo, *scale, *shift, *var; double numb
 typedef struct { const double *a, *b, *c; } fn_grads;
 typedef struct { double *sum, *sum_lo, *dot, *dot_lo; } fn_planes;
 
-enum { FN_RELU = 1, FN_STREAM = 2 };
+enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4 };
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
 
 /* `count` spans of `len` contiguous elements each, `stride` elements from the start of one to the start of the next. */
@@ -78,14 +78,18 @@ typedef struct {
 
     /* Moments of all values in the spans: corrected two-pass per block, blocks merged in order. */
     void (*moments)(const void *x, fn_spans s, fn_moments *out);
-    /* y = relu((x - mean)·scale + shift + residual); residual may be NULL. `ahead`: elements beyond x to prefetch. */
-    void (*affine)(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags, ptrdiff_t ahead);
+    /* y = relu((x - mean)·scale + shift + residual); residual may be NULL. `ahead`: elements beyond x to prefetch.
+       With FN_LEAVE, and streaming, the last cache line of each span, where it is not whole, is left to whoever does the spans
+       that follow these in memory: if so, the result is not 0, and p must be their `before` (or else NULL). */
+    int (*affine)(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags, ptrdiff_t ahead,
+                  const fn_norm *before);
     /* *out = Σdy, Σdy·(x - mean), with dy masked by the ReLU of the forward. */
     void (*grad_sums)(const void *dy, const void *x, const void *residual, fn_spans s, const fn_norm *p, int flags,
                       fn_sums *out);
-    /* dx = a·dy + b·(x - mean) + c; dresidual, when not NULL, receives the masked dy. */
-    void (*grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
-                       const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead);
+    /* dx = a·dy + b·(x - mean) + c; dresidual, when not NULL, receives the masked dy. FN_LEAVE, not with a residual: as above. */
+    int (*grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
+                      const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead, const fn_norm *before,
+                      const fn_grad *g_before);
 
     /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
 

@@ -15,8 +15,6 @@ FN_INLINE ptrdiff_t NAME(rows_at_once)(ptrdiff_t len) {
    lines are put together here and streamed as whole lines: stored as two halves, such a line cost as much as ten others. */
 typedef struct { S line[FN_ROWS + 1][LINE]; } __attribute__((aligned(64))) NAME(seams);
 
-FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
-
 /* The lines of `rows` rows. The first is shared with rows done `before`; the last waits for what comes `after`. */
 FN_OUTLINE void NAME(close_seams)(NAME(seams) *s, S *y, ptrdiff_t rows, ptrdiff_t len, int before, int after) {
     for (ptrdiff_t k = 0; k <= rows; k++) {

@@ -31,6 +31,9 @@
 #define SOON (8192 / (ptrdiff_t)sizeof(S)) /* how far a run is fetched ahead: 2 KB came too late, 4 KB and more made no difference */
 #define FETCH8(p) for (ptrdiff_t k = 0; k < 8 * LANES; k += LINE) if (k / LINE % 4 > 1) fn_prefetch((p) + k)
 
+FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
+FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
+
 /* Σx of one contiguous span; meanwhile what lies `ahead` of it is fetched. */
 FN_INLINE ACC NAME(sum_span)(ACC acc, const S *x, ptrdiff_t len, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
@@ -157,49 +160,62 @@ FN_INLINE V NAME(activate)(V z, V residual, int has_residual, int relu) {
     return relu ? POSITIVE(z, z) : z;
 }
 
-FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, NAME(affine_v) v, int has_res, int relu,
-                                 int stream, ptrdiff_t ahead) {
-    ptrdiff_t i = 0;
-#define ONE(n)                                                                                                           \
-    STORE_N(y + i, NAME(activate)(NAME(normalize)(LOAD_N(x + i, n), v), has_res ? LOAD_N(res + i, n) : v.lo, has_res, relu), n)
-    if (stream || len >= FN_LONG) {
-        ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)y & 63) / sizeof(S));
-        for (; head > 0 && i < len;) {
-            ptrdiff_t n = head < LANES ? head : LANES - 1;
+/* Streamed spans meet within cache lines. Stored as two parts, at two times, such a line costs as much as a dozen: the one who
+   comes later writes all of it, the first lanes by the numbers of the spans before. */
+FN_INLINE ptrdiff_t NAME(lanes_before)(ptrdiff_t i) { return i >= 0 ? 0 : -i < LANES ? -i : LANES; }
+
+/* `left`: how many of the last elements are left to others. */
+FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, NAME(affine_v) v, const NAME(affine_v) *before,
+                                 ptrdiff_t left, int has_res, int relu, int stream, ptrdiff_t ahead) {
+    ptrdiff_t i = 0, in = NAME(into_line)(y);
+#define OUT(v, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + i, n), v), has_res ? NAME(col_load)(res + i, n) : (v).lo, has_res, relu)
+    if (stream && before && in)
+        for (i = -in; i < LINE - in; i += LANES) STREAM(y + i, FIRST_OR(OUT(*before, LANES), OUT(v, LANES), NAME(lanes_before)(i)));
+    else if (stream || len >= FN_LONG)
+        for (ptrdiff_t head = in ? LINE - in : 0, n; i < head && i < len; i += n) {
+            n = head - i < LANES ? head - i : LANES - 1;
             if (n > len - i) n = len - i;
-            ONE(n);
-            i += n;
-            head -= n;
+            STORE_N(y + i, OUT(v, n), n);
         }
-    }
+    len -= left;
     for (; i <= len - LANES; i += LANES) {
-        V z = NAME(activate)(NAME(normalize)(LOAD(x + i), v), has_res ? LOAD(res + i) : v.lo, has_res, relu);
+        V z = OUT(v, LANES);
         fn_prefetch(x + i + ahead);
         if (stream) STREAM(y + i, z); else STORE(y + i, z);
     }
-    if (i < len) { ptrdiff_t n = len - i; ONE(n); }
-#undef ONE
+    if (i < len) { ptrdiff_t n = len - i; STORE_N(y + i, OUT(v, n), n); }
+#undef OUT
 }
 
-FN_OUTLINE void NAME(affine)(const void *xv, const void *rv, void *yv, fn_spans s, const fn_norm *p,
-                                                   int flags, ptrdiff_t ahead) {
-#ifdef WIDER
-    if (FN_UNLIKELY(p->wide)) { WIDER(affine)(xv, rv, yv, s, p, flags, ahead); return; }
-#endif
+FN_OUTLINE int NAME(affine)(const void *xv, const void *rv, void *yv, fn_spans s, const fn_norm *p, int flags, ptrdiff_t ahead,
+                            const fn_norm *before) {
     const S *x = xv, *res = rv;
     S *y = yv;
-    NAME(affine_v) v = NAME(split)(p);
-    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
+#ifdef WIDER
+    if (FN_UNLIKELY(p->wide)) {
+        for (ptrdiff_t k = 0, o = 0; before && k < s.count; k++, o += s.stride) {
+            ptrdiff_t in = NAME(into_line)(y + o);
+            fn_spans rest = {in, 1, 0};
+            NAME(affine)(x + o - in, res ? res + o - in : NULL, y + o - in, rest, before, flags & FN_RELU, 0, NULL);
+        }
+        return WIDER(affine)(xv, rv, yv, s, p, flags & FN_RELU, ahead, NULL);
+    }
+#endif
+    NAME(affine_v) v = NAME(split)(p), b = before ? NAME(split)(before) : v;
+    int relu = flags & FN_RELU, stream = !GENERIC && flags & FN_STREAM, leave = stream && flags & FN_LEAVE;
     for (ptrdiff_t k = 0; k < s.count; k++) {
-        ptrdiff_t o = k * s.stride;
-#define BODY(r, has_res, relu, stream) NAME(affine_body)(x + o, r, y + o, s.len, v, has_res, relu, stream, ahead)
-        if (stream) { fn_prefetch_edge(y + o + s.len); fn_prefetch_edge(y + o + s.stride); }
-        if (GENERIC) BODY(res ? res + o : NULL, res != NULL, relu, stream);
+        ptrdiff_t o = k * s.stride, left = leave ? NAME(into_line)(y + o + s.len) : 0;
+#define BODY(r, has_res, relu, stream) \
+    NAME(affine_body)(x + o, r, y + o, s.len, v, before ? &b : NULL, left, has_res, relu, stream, ahead)
+        if (stream && !leave) fn_prefetch_edge(y + o + s.len);
+        if (stream && !before) fn_prefetch_edge(y + o + s.stride);
+        if (GENERIC) BODY(res ? res + o : NULL, res != NULL, relu, 0);
         else if (res) { if (stream) BODY(res + o, 1, relu, 1); else BODY(res + o, 1, relu, 0); }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1); else BODY(NULL, 0, 1, 0); }
         else { if (stream) BODY(NULL, 0, 0, 1); else BODY(NULL, 0, 0, 0); }
 #undef BODY
     }
+    return leave;
 }
 
 /* ---- gradients ---- */
@@ -223,9 +239,11 @@ FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a, double mean_lo) {
 
 /* Σdy and Σdy·(x - mean) of one span, every product and sum in double: they may cancel. */
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len,
-                                          NAME(affine_v) v, vd mean, int has_res, int relu) {
+                                          NAME(affine_v) v, vd mean, int has_res, int relu, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
     for (; i <= len - LANES; i += LANES) {
+        fn_prefetch(x + i + ahead);
+        fn_prefetch(dy + i + ahead);
         if (!relu) { SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean); continue; }
         V xi = LOAD(x + i), g = NAME(gate)(LOAD(dy + i), xi, has_res ? LOAD(res + i) : xi, v, has_res, relu);
         a.sum = ACC_ADD(a.sum, g);
@@ -251,12 +269,17 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
     vd mean = vd_set1(p->mean);
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
     int relu = flags & FN_RELU;
+    ptrdiff_t most = s.len > SOON ? (s.len - SOON) / LANES * LANES : 0; /* of a span, until the next one is fetched */
     for (ptrdiff_t k = 0; k < s.count; k++) {
-        const S *d = dy + k * s.stride, *xk = x + k * s.stride, *r = res ? res + k * s.stride : NULL;
-        if (GENERIC) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, mean, r && relu, relu);
-        else if (!relu) a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, mean, 0, 0);
-        else if (r) a = NAME(grad_sums_body)(a, d, xk, r, s.len, v, mean, 1, 1);
-        else a = NAME(grad_sums_body)(a, d, xk, NULL, s.len, v, mean, 0, 1);
+        for (ptrdiff_t i = 0, n, o = k * s.stride; i < s.len; i += n, o += n) {
+            const S *r = res ? res + o : NULL;
+            ptrdiff_t ahead = s.len > 8192 ? 0 : i < most || k + 1 == s.count ? SOON : s.stride - most;
+            n = i < most ? most : s.len - i;
+            if (GENERIC) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, r && relu, relu, ahead);
+            else if (!relu) a = NAME(grad_sums_body)(a, dy + o, x + o, NULL, n, v, mean, 0, 0, ahead);
+            else if (r) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, 1, 1, ahead);
+            else a = NAME(grad_sums_body)(a, dy + o, x + o, NULL, n, v, mean, 0, 1, ahead);
+        }
     }
     *out = NAME(sums_of)(a, p->mean_lo);
 }
@@ -266,57 +289,76 @@ FN_INLINE V NAME(combine)(V g, V x, NAME(affine_v) v, V a, V b, V c) {
     return ADD(ADD(MUL(g, a), NONZERO(b, MUL(SUB(SUB(x, v.hi), v.lo), b))), c);
 }
 
-FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t len, NAME(affine_v) v,
-                                     V a, V b, V c, int has_res, int relu, int stream, ptrdiff_t ahead) {
-    ptrdiff_t i = 0;
+/* What dx takes: the forward's numbers, and a, b and c. */
+typedef struct { NAME(affine_v) v; V a, b, c; } NAME(grad_v);
+FN_INLINE NAME(grad_v) NAME(split_grad)(const fn_norm *p, const fn_grad *g) {
+    NAME(grad_v) r = {NAME(split)(p), SET1((T)g->a), SET1((T)g->b), SET1((T)g->c)};
+    return r;
+}
+
+FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t len, NAME(grad_v) q,
+                                     const NAME(grad_v) *before, ptrdiff_t left, int has_res, int relu, int stream, ptrdiff_t ahead) {
+    ptrdiff_t i = 0, in = NAME(into_line)(dx);
+#define GATED(q, n) \
+    NAME(gate)(NAME(col_load)(dy + i, n), NAME(col_load)(x + i, n), has_res ? NAME(col_load)(res + i, n) : (q).v.lo, (q).v, has_res, relu)
+#define OUT(q, n) NAME(combine)(GATED(q, n), NAME(col_load)(x + i, n), (q).v, (q).a, (q).b, (q).c)
 #define ONE(n)                                                                                                           \
-    V xi = LOAD_N(x + i, n);                                                                                             \
-    V g = NAME(gate)(LOAD_N(dy + i, n), xi, has_res ? LOAD_N(res + i, n) : v.lo, v, has_res, relu);                      \
-    if (dres) STORE_N(dres + i, g, n);                                                                                   \
-    STORE_N(dx + i, NAME(combine)(g, xi, v, a, b, c), n);
-    if (stream || len >= FN_LONG) {
-        ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)dx & 63) / sizeof(S));
-        for (; head > 0 && i < len;) {
-            ptrdiff_t n = head < LANES ? head : LANES - 1;
+    do {                                                                                                                 \
+        V g = GATED(q, n), z = NAME(combine)(g, NAME(col_load)(x + i, n), q.v, q.a, q.b, q.c);                           \
+        if (dres) STORE_N(dres + i, g, n);                                                                               \
+        STORE_N(dx + i, z, n);                                                                                           \
+    } while (0)
+    if (stream && before && in)
+        for (i = -in; i < LINE - in; i += LANES) STREAM(dx + i, FIRST_OR(OUT(*before, LANES), OUT(q, LANES), NAME(lanes_before)(i)));
+    else if (stream || len >= FN_LONG)
+        for (ptrdiff_t head = in ? LINE - in : 0, n; i < head && i < len; i += n) {
+            n = head - i < LANES ? head - i : LANES - 1;
             if (n > len - i) n = len - i;
             ONE(n);
-            i += n;
-            head -= n;
         }
-    }
+    len -= left;
     for (; i <= len - LANES; i += LANES) {
-        V xi = LOAD(x + i);
-        V g = NAME(gate)(LOAD(dy + i), xi, has_res ? LOAD(res + i) : v.lo, v, has_res, relu);
-        fn_prefetch(x + i + ahead); fn_prefetch(dy + i + ahead);
+        V g = GATED(q, LANES), z = NAME(combine)(g, LOAD(x + i), q.v, q.a, q.b, q.c);
+        fn_prefetch(x + i + ahead);
+        fn_prefetch(dy + i + ahead);
         if (dres) STORE(dres + i, g);
-        V z = NAME(combine)(g, xi, v, a, b, c);
         if (stream) STREAM(dx + i, z); else STORE(dx + i, z);
     }
     if (i < len) { ptrdiff_t n = len - i; ONE(n); }
 #undef ONE
+#undef OUT
+#undef GATED
 }
 
-FN_OUTLINE void NAME(grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv, void *drv,
-                                                       fn_spans s, const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead) {
-#ifdef WIDER
-    if (FN_UNLIKELY(p->wide || !fn_grad_is_safe(g))) { WIDER(grad_apply)(dyv, xv, rv, dxv, drv, s, p, g, flags, ahead); return; }
-#endif
+FN_OUTLINE int NAME(grad_apply)(const void *dyv, const void *xv, const void *rv, void *dxv, void *drv, fn_spans s, const fn_norm *p,
+                                const fn_grad *g, int flags, ptrdiff_t ahead, const fn_norm *before, const fn_grad *g_before) {
     const S *dy = dyv, *x = xv, *res = rv;
     S *dx = dxv, *dr = drv;
-    NAME(affine_v) v = NAME(split)(p);
-    V a = SET1((T)g->a), b = SET1((T)g->b), c = SET1((T)g->c);
-    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
+#ifdef WIDER
+    if (FN_UNLIKELY(p->wide || !fn_grad_is_safe(g))) {
+        for (ptrdiff_t k = 0, o = 0; before && k < s.count; k++, o += s.stride) {
+            ptrdiff_t in = NAME(into_line)(dx + o);
+            fn_spans rest = {in, 1, 0};
+            NAME(grad_apply)(dy + o - in, x + o - in, NULL, dx + o - in, NULL, rest, before, g_before, flags & FN_RELU, 0, NULL, NULL);
+        }
+        return WIDER(grad_apply)(dyv, xv, rv, dxv, drv, s, p, g, flags & FN_RELU, ahead, NULL, NULL);
+    }
+#endif
+    NAME(grad_v) q = NAME(split_grad)(p, g), b = before ? NAME(split_grad)(before, g_before) : q;
+    int relu = flags & FN_RELU, stream = !GENERIC && flags & FN_STREAM, leave = stream && !res && flags & FN_LEAVE;
     for (ptrdiff_t k = 0; k < s.count; k++) {
-        ptrdiff_t o = k * s.stride;
+        ptrdiff_t o = k * s.stride, left = leave ? NAME(into_line)(dx + o + s.len) : 0;
         const S *r = res ? res + o : NULL;
         S *drk = dr ? dr + o : NULL;
 #define BODY(r, dr, has_res, relu, stream) \
-    NAME(grad_apply_body)(dy + o, x + o, r, dx + o, dr, s.len, v, a, b, c, has_res, relu, stream, ahead)
-        if (stream) { fn_prefetch_edge(dx + o + s.len); fn_prefetch_edge(dx + o + s.stride); }
+    NAME(grad_apply_body)(dy + o, x + o, r, dx + o, dr, s.len, q, before ? &b : NULL, left, has_res, relu, stream, ahead)
+        if (stream && !leave) fn_prefetch_edge(dx + o + s.len);
+        if (stream && !before) fn_prefetch_edge(dx + o + s.stride);
         if (GENERIC) BODY(r, drk, r && relu, relu, 0);
         else if (!relu) { if (stream) BODY(NULL, NULL, 0, 0, 1); else BODY(NULL, NULL, 0, 0, 0); }
         else if (r) { if (stream) BODY(r, drk, 1, 1, 1); else BODY(r, drk, 1, 1, 0); }
         else { if (stream) BODY(NULL, NULL, 0, 1, 1); else BODY(NULL, NULL, 0, 1, 0); }
 #undef BODY
     }
+    return leave;
 }

@@ -328,34 +328,85 @@ def test_a_sample_of_columns_alone(threads: int, rng: np.random.Generator) -> No
         core.set_num_threads(before)
 
 
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+STREAMED = [
+    *(
+        (norm, (37, width))
+        for norm in ("layer_norm", "rms_norm")
+        for width in (64, 100, 128, 256, 300, 496, 500, 768, 1029)
+    ),
+    *(("batch_norm", shape) for shape in [(50, 3), (77, 24), (40, 100), (33, 512), (20, 600), (20, 1024)]),
+    *(
+        ("batch_norm", shape)
+        for shape in [(3, 5, 16, 16), (2, 7, 10, 13), (5, 4, 28, 28), (2, 3, 56, 60), (4, 9, 7, 7)]
+    ),
+    *(("group_norm", shape) for shape in [(3, 8, 16, 16), (2, 12, 10, 13), (4, 8, 7, 7), (5, 8, 3)]),
+    *(("switchable_norm", shape) for shape in [(3, 5, 16, 16), (2, 7, 10, 13)]),
+    *(
+        ("evaluation", shape)
+        for shape in [(77, 24), (33, 512), (20, 1024), (2, 7, 10, 13), (5, 4, 28, 28), (4, 9, 7, 7)]
+    ),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("width", "offset"), [(64, 0), (64, 4), (60, 0), (128, 0), (256, 4), (300, 3), (768, 4), (1029, 0)]
-)
-def test_rows_past_the_cache_give_the_same_bits(
-    norm: str, dtype: str, width: int, offset: int, rng: np.random.Generator
+@pytest.mark.parametrize(("norm", "shape"), STREAMED)
+@pytest.mark.parametrize("relu", [False, True])
+def test_outputs_past_the_cache_have_the_same_bits(
+    norm: str, shape: tuple[int, ...], dtype: str, relu: bool, rng: np.random.Generator
 ) -> None:
-    """Rows streamed or not, aligned or not, among neighbours that need wider arithmetic: each has the bits that it has alone."""
-    t = dtype_of(dtype)
-    rows = (9 << 20) // (t.itemsize * width)
-    data = np.resize(draw(rng, (100003,), t), 2 * rows * width + 2 * 32)
-    x, dy = (part[offset:][: rows * width].reshape(rows, width) for part in np.split(data, 2))
+    """Streamed or not, wherever the arrays begin in a cache line, among channels or rows that need wider arithmetic."""
+    if relu and norm not in ("batch_norm", "group_norm", "evaluation"):
+        pytest.skip("no ReLU")
+    t, size = dtype_of(dtype), int(np.prod(shape))
+
+    def placed(offset: int, values: Any = None) -> Any:
+        room = np.full(size + 64, 7, t)
+        start = (-room.ctypes.data % 64) // t.itemsize + offset
+        part = room[start : start + size].reshape(shape)
+        if values is not None:
+            part[...] = values
+        return part, np.delete(room, np.s_[start : start + size])
+
+    x, dy = draw(rng, shape, t), draw(rng, shape, t)
     if dtype in ("float32", "bfloat16"):
-        x[rows - 20] *= t.type(1e30)
-        x[rows - 9 :: 7] *= t.type(1e-30)
-    weight = draw(rng, (width,), np.float64 if dtype == "float64" else np.float32)
-    call = Call(norm, {"x": x, "normalized_shape": width, "weight": weight})
-    out, some = (
-        np.empty(rows * width + 32, t)[offset : offset + rows * width].reshape(rows, width),
-        slice(rows - 37, rows),
-    )
-    alone = call.replaced(x=x[some].copy()).results(dy[some].copy())
-    y, ctx = getattr(fn, norm + "_forward")(x, width, weight, out=out)
-    same_bits(out[some], alone["y"], "y")
-    dx, *_ = getattr(fn, norm + "_backward")(dy, ctx, out=out)
-    same_bits(out[some], alone["dx"], "dx")
-    assert y is out and dx is out
+        x[3:4] *= t.type(1e30)
+        x[:, 2:3] *= t.type(1e-30 if norm != "layer_norm" else 1)
+        x[9::8] *= t.type(1e-30)
+    arguments: dict[str, Any] = {"weight": draw(rng, shape[1:2], np.float64 if dtype == "float64" else np.float32)}
+    activation = {"activation": "relu" if relu else None}
+    if norm in ("layer_norm", "rms_norm"):
+        arguments |= {"normalized_shape": shape[1]}
+    elif norm == "group_norm":
+        arguments |= {"num_groups": shape[1] // 2, **activation}
+    elif norm == "batch_norm":
+        arguments |= {"training": True, **activation}
+    elif norm == "evaluation":
+        mean, var = np.zeros_like(arguments["weight"]), np.ones_like(arguments["weight"])
+        norm, arguments = "batch_norm", arguments | {"running_mean": mean, "running_var": var, **activation}
+    else:
+        logits = np.array([1.0, 0.5, 0.2], arguments["weight"].dtype)
+        arguments |= {"mean_logits": logits, "var_logits": -logits, "training": True}
+        arguments |= {
+            "running_mean": np.zeros_like(arguments["weight"]),
+            "running_var": np.ones_like(arguments["weight"]),
+        }
+    forward, backward = getattr(fn, norm + "_forward"), getattr(fn, norm + "_backward")
+    expected = None
+    for bytes_ in (1 << 40, 1):
+        before = core.set_stream_bytes(bytes_)
+        try:
+            for offset in (0, 1, 4, 17):
+                y, around = placed(offset)
+                result, ctx = forward(placed(offset, x)[0], **arguments, out=y)
+                dx, around_too = placed(offset)
+                found = backward(placed(offset, dy)[0], ctx, out=dx)
+                assert result is y and found[0] is dx
+                assert (around == 7).all() and (around_too == 7).all(), "written beside the output"
+                expected = expected or (y, *found)
+                for one, other in zip(expected, (y, *found), strict=True):
+                    same_bits(one, other, f"offset {offset}, streamed from {bytes_} bytes")
+        finally:
+            core.set_stream_bytes(before)
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0)])

@@ -30,7 +30,7 @@ cdef extern from "fastnorm.h" nogil:
         double *dot_lo
     ctypedef struct fn_spans:
         Py_ssize_t len, count, stride
-    enum: FN_RELU, FN_STREAM
+    enum: FN_RELU, FN_STREAM, FN_LEAVE
     enum: FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES
     enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_NEON, FN_LEVELS
     ctypedef struct fn_channel_ops:
@@ -54,12 +54,13 @@ cdef extern from "fastnorm.h" nogil:
         const fn_channel_ops *channels
         void fence() noexcept nogil
         void moments(const void *x, fn_spans s, fn_moments *out) noexcept nogil
-        void affine(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags,
-                    Py_ssize_t ahead) noexcept nogil
+        int affine(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags, Py_ssize_t ahead,
+                   const fn_norm *before) noexcept nogil
         void grad_sums(const void *dy, const void *x, const void *residual, fn_spans s, const fn_norm *p, int flags,
                        fn_sums *out) noexcept nogil
-        void grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
-                        const fn_norm *p, const fn_grad *g, int flags, Py_ssize_t ahead) noexcept nogil
+        int grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
+                       const fn_norm *p, const fn_grad *g, int flags, Py_ssize_t ahead, const fn_norm *before,
+                       const fn_grad *g_before) noexcept nogil
         void col_sums(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, double *sum, double *sum_lo) noexcept nogil
         void col_squares(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, const double *centre,
                          double *m2) noexcept nogil

@@ -84,6 +84,15 @@ def set_grain(Py_ssize_t elements):
     return before
 
 
+def set_stream_bytes(size):
+    """Write outputs of at least `size` bytes past the cache from now on, for tests. Returns what it was."""
+    global STREAM_BYTES
+    if size < 1:
+        raise ValueError(f"size: expected at least 1 byte, got {size}")
+    before, STREAM_BYTES = STREAM_BYTES, size
+    return before
+
+
 cdef int threads_for(Py_ssize_t elements) noexcept nogil:
     cdef Py_ssize_t n = elements // _grain
     return 1 if n < 1 else (<int> n if n < _threads else _threads)

@@ -43,7 +43,7 @@ cdef inline void rectify(const Job *job, char *y, fn_spans all) noexcept nogil:
     cdef fn_norm identity
     identity.mean = identity.mean_lo = identity.shift = 0
     identity.scale, identity.wide = 1, 0
-    job.ops.affine(y, NULL, y, all, &identity, FN_RELU, 0)
+    job.ops.affine(y, NULL, y, all, &identity, FN_RELU, 0, NULL)
 
 
 cdef void forward_sample(const Job *job, Py_ssize_t n, const void *gamma, const void *beta) noexcept nogil:

@@ -10,7 +10,7 @@ never changes a bit.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add
+from fastnorm._kernels.c cimport FN_LEAVE, FN_STREAM, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
     Job, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, statistic_size,
@@ -86,6 +86,32 @@ cdef inline bint many(Py_ssize_t count, int threads) noexcept nogil:
     return threads == 1 or count >= 4 * threads
 
 
+# ---- cache lines that spans share ----
+
+# Channels that follow each other in memory are done in blocks: each writes the line that it shares with the one before.
+ctypedef struct Before:
+    bint left  # has the channel before left its last lines?
+    fn_norm norm
+    fn_grad grad
+
+
+cdef inline int flags_of(const Job *job, const Extent *e, bint more) noexcept nogil:
+    return job.flags | (FN_LEAVE if more and job.flags & FN_STREAM and e.channel.len * job.ops.itemsize >= 256 else 0)
+
+
+cdef inline const fn_norm *norm_before(const Before *b) noexcept nogil:
+    return &b.norm if b.left else NULL
+
+
+cdef inline const fn_grad *grad_before(const Before *b) noexcept nogil:
+    return &b.grad if b.left else NULL
+
+
+# Statistics in a block: as many as leave the threads enough blocks to share.
+cdef inline Py_ssize_t block_size(Py_ssize_t count, int threads) noexcept nogil:
+    return count if threads == 1 else ceil_div(count, 4 * threads)
+
+
 # ---- moments ----
 
 cdef void reduce_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_moments *m) noexcept nogil:
@@ -129,22 +155,28 @@ cdef int spans_moments(const Job *job, fn_moments *out) noexcept nogil:
 
 # ---- forward ----
 
-cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i) noexcept nogil:
+cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i, Before *b, bint more) noexcept nogil:
     cdef Py_ssize_t k, first = i * e.channels % job.c, o
     cdef fn_norm p
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = norm_of(job, i, first + k, statistic_size(job))
-        job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p, job.flags, ahead_of(job, e, 1))
-    job.ops.fence()
+        b.left = job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p,
+                                flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e, 1), norm_before(b))
+        b.norm = p
 
 
-cdef void forward_statistic(const Job *job, const Extent *e, Py_ssize_t i) noexcept nogil:
+cdef void forward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     cdef fn_moments m
-    if not job.given:
-        reduce_statistic(job, e, i, &m)
-        finish(job, i, &m)
-    normalize_statistic(job, e, i)
+    cdef Before b
+    cdef Py_ssize_t i
+    b.left = False
+    for i in range(first, last):
+        if not job.given:
+            reduce_statistic(job, e, i, &m)
+            finish(job, i, &m)
+        normalize_statistic(job, e, i, &b, i + 1 < last)
+    job.ops.fence()
 
 
 # Slot u of the channels of all statistics.
@@ -153,18 +185,18 @@ cdef void normalize_slot(const Job *job, const Extent *e, Py_ssize_t u) noexcept
     cdef fn_spans piece = slot(e.channel, u % e.channel_slots, &offset)
     cdef Py_ssize_t o = (i * e.step + unit % e.channels * job.post + offset) * job.ops.itemsize
     cdef fn_norm p = norm_of(job, i, unit % job.c, statistic_size(job))
-    job.ops.affine(job.x + o, at(job.residual, o), job.y + o, piece, &p, job.flags, 0)
+    job.ops.affine(job.x + o, at(job.residual, o), job.y + o, piece, &p, job.flags, 0, NULL)
     job.ops.fence()
 
 
 cdef int spans_forward(const Job *job) noexcept nogil:
     cdef Extent e = extent_of(job)
-    cdef Py_ssize_t i, u, count = statistic_count(job)
     cdef int threads = threads_for(element_count(job))
+    cdef Py_ssize_t i, u, count = statistic_count(job), block = block_size(count, threads)
     cdef fn_moments *m
     if many(count, threads):
-        for i in prange(count, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            forward_statistic(job, &e, i)
+        for i in prange(ceil_div(count, block), schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            forward_block(job, &e, i * block, least((i + 1) * block, count))
         return 0
     if not job.given:
         m = <fn_moments *> malloc(count * sizeof(fn_moments))
@@ -206,7 +238,7 @@ cdef void sum_nth_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_sums *o
     sum_slot(job, e, unit // e.channels, unit % e.channels, u % e.channel_slots, out)
 
 
-cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
+cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums, Before *b, bint more) noexcept nogil:
     cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c, o
     cdef fn_sums total
     cdef fn_norm p
@@ -217,8 +249,18 @@ cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_s
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = norm_of(job, i, channel + k, statistic_size(job))
         g = grad_of(job, i, channel + k, statistic_size(job), &total)
-        job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o), e.channel,
-                           &p, &g, job.flags, ahead_of(job, e, 2))
+        b.left = job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o),
+                                    e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e, 2),
+                                    norm_before(b), grad_before(b))
+        b.norm, b.grad = p, g
+
+
+cdef void backward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last, fn_sums *sums) noexcept nogil:
+    cdef Before b
+    cdef Py_ssize_t i
+    b.left = False
+    for i in range(first, last):
+        backward_statistic(job, e, i, sums, &b, i + 1 < last)
     job.ops.fence()
 
 
@@ -229,22 +271,22 @@ cdef void differentiate_slot(const Job *job, const Extent *e, Py_ssize_t u, cons
     cdef fn_norm p = norm_of(job, i, unit % job.c, statistic_size(job))
     cdef fn_grad g = grad_of(job, i, unit % job.c, statistic_size(job), totals + i)
     job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o), piece, &p, &g,
-                       job.flags, 0)
+                       job.flags, 0, NULL, NULL)
     job.ops.fence()
 
 
 cdef int spans_backward(const Job *job) noexcept nogil:
     cdef Extent e = extent_of(job)
-    cdef Py_ssize_t i, j, u, count = statistic_count(job), units = count * e.channels
     cdef int threads = threads_for(element_count(job))
+    cdef Py_ssize_t i, j, u, count = statistic_count(job), units = count * e.channels, block = block_size(count, threads)
     cdef fn_sums *sums = <fn_sums *> malloc(units * sizeof(fn_sums))
     cdef fn_sums *parts = NULL
     cdef fn_sums *totals
     if sums == NULL:
         return -1
     if many(count, threads):
-        for i in prange(count, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            backward_statistic(job, &e, i, sums)
+        for i in prange(ceil_div(count, block), schedule="static", num_threads=threads, use_threads_if=threads > 1):
+            backward_block(job, &e, i * block, least((i + 1) * block, count), sums)
     else:
         parts = <fn_sums *> malloc((units * e.channel_slots + count) * sizeof(fn_sums))
         if parts == NULL:
@@ -269,10 +311,17 @@ cdef int spans_backward(const Job *job) noexcept nogil:
 
 # ---- the parts of the backward alone, for norms that mix statistics ----
 
-cdef void combine_unit(const Job *job, const Extent *e, Py_ssize_t unit, const fn_grad *g) noexcept nogil:
-    cdef Py_ssize_t o = (unit // e.channels * e.step + unit % e.channels * job.post) * job.ops.itemsize
-    cdef fn_norm p = norm_of(job, unit // e.channels, unit % job.c, statistic_size(job))
-    job.ops.grad_apply(job.dy + o, job.x + o, NULL, job.y + o, NULL, e.channel, &p, g + unit, job.flags, ahead_of(job, e, 2))
+cdef void combine_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last, const fn_grad *g) noexcept nogil:
+    cdef Before b
+    cdef Py_ssize_t unit, o
+    cdef fn_norm p
+    b.left = False
+    for unit in range(first, last):
+        o = (unit // e.channels * e.step + unit % e.channels * job.post) * job.ops.itemsize
+        p = norm_of(job, unit // e.channels, unit % job.c, statistic_size(job))
+        b.left = job.ops.grad_apply(job.dy + o, job.x + o, NULL, job.y + o, NULL, e.channel, &p, g + unit,
+                                    flags_of(job, e, unit + 1 < last), ahead_of(job, e, 2), norm_before(&b), grad_before(&b))
+        b.norm, b.grad = p, g[unit]
     job.ops.fence()
 
 
@@ -287,6 +336,6 @@ cdef void spans_sums(const Job *job, fn_sums *sums) noexcept nogil:
 cdef void spans_combine(const Job *job, const fn_grad *g) noexcept nogil:
     cdef Extent e = extent_of(job)
     cdef int threads = threads_for(element_count(job))
-    cdef Py_ssize_t unit
-    for unit in prange(statistic_count(job) * e.channels, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        combine_unit(job, &e, unit, g)
+    cdef Py_ssize_t i, count = statistic_count(job) * e.channels, block = block_size(count, threads)
+    for i in prange(ceil_div(count, block), schedule="static", num_threads=threads, use_threads_if=threads > 1):
+        combine_block(job, &e, i * block, least((i + 1) * block, count), g)
