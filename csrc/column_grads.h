@@ -90,16 +90,16 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
 typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAME(col_grads);
 
 FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
-                                         ptrdiff_t stride, const NAME(col_norms) *p, const NAME(col_grads) *q, int has_res,
-                                         int relu, int stream) {
+                                         ptrdiff_t stride, ptrdiff_t ahead, const NAME(col_norms) *p, const NAME(col_grads) *q,
+                                         int has_res, int relu, int stream) {
 #define GRAD(g, z, o, n)                                                                                                 \
     V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
     V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
     V z = NAME(combine)(g, xi_##z, v, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
-        fn_prefetch(x + j + stride);                                                                                     \
-        fn_prefetch(dy + j + stride);                                                                                    \
+        fn_prefetch(x + j + ahead);                                                                                      \
+        fn_prefetch(dy + j + ahead);                                                                                     \
         NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
         GRAD(g, z, j, LANES)                                                                                             \
         if (dres) STORE(dres + j, g);                                                                                    \
@@ -196,7 +196,7 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
         }
 #define BODY(r, dr, has_res, relu, stream)                                                                               \
     EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
-                                                    a * w, a * stride, &v, &q, has_res, relu, stream))
+                                                    a * w, a * stride, width, &v, &q, has_res, relu, stream))
         if (GENERIC || res)
             BODY(res ? res + done * stride : NULL, dres ? dres + done * stride : NULL, res != NULL, relu, 0)
         else if (relu) { if (stream) BODY(NULL, NULL, 0, 1, 1) else BODY(NULL, NULL, 0, 1, 0) }

@@ -230,11 +230,11 @@ FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int s
     return stream && w < left && w > over ? w - over : w;
 }
 
-FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
+FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
                                      const NAME(col_norms) *p, int has_res, int relu, int stream) {
 #define OUT(o, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + (o), n), NAME(col_norm)(p, j)), \
                                  has_res ? NAME(col_load)(res + (o), n) : SET1(0), has_res, relu)
-#define FULL(n) do { fn_prefetch(x + j + stride); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
+#define FULL(n) do { fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
     ptrdiff_t r = 0, head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
     for (; !GENERIC && !stream && r + 4 <= rows; r += 4, x += 4 * stride, y += 4 * stride, res += has_res ? 4 * stride : 0) {
@@ -299,7 +299,7 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
             continue;
         }
 #define BODY(r, has_res, relu, stream) \
-    EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, &v, has_res, relu, stream))
+    EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, width, &v, has_res, relu, stream))
         if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)
         else if (res) { if (stream) BODY(res + done * stride, 1, relu, 1) else BODY(res + done * stride, 1, relu, 0) }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1) else BODY(NULL, 0, 1, 0) }

@@ -18,16 +18,18 @@ ctypedef struct Matrix:
     Py_ssize_t in_tile, channels  # statistics, and channels, in a tile
 
 
-# Statistics to a tile of at most `columns`, in whole cache lines (of half types too); with the tiles nearly equal where they can be.
+# Statistics to a tile of about `columns`, in whole cache lines (of half types too) unless that takes more than WIDEST; with the
+# tiles nearly equal where they can be.
 cdef inline Py_ssize_t in_tile(const Matrix *a, Py_ssize_t columns) noexcept nogil:
-    cdef Py_ssize_t n = ceil_div(a.statistics, ceil_div(a.width, columns))
-    while n < a.statistics and n * a.segment % 32 != 0:
-        n += 1
+    cdef Py_ssize_t n = ceil_div(a.statistics, ceil_div(a.width, columns)), whole = 1
+    while whole * a.segment % 32 != 0:
+        whole *= 2
+    if whole * a.segment > WIDEST:
+        return least(a.statistics, most(columns // a.segment, 1))
+    n = ceil_div(n, whole) * whole
     if n * a.segment > columns:
-        n = columns // a.segment
-        while n > 1 and n * a.segment % 32 != 0:
-            n -= 1
-    return least(a.statistics, most(n, 1))
+        n = most(columns // a.segment // whole, 1) * whole
+    return least(a.statistics, n)
 
 
 cdef inline Matrix matrix_of(const Job *job) noexcept nogil:

@@ -16,16 +16,19 @@ from fastnorm._kernels.spans cimport spans_backward, spans_forward, spans_moment
 
 cdef enum:
     SHORT = 64  # elements of a span of batch norm
-    SHORT_CHANNEL = 16  # elements of a channel within a group: less than a vector
+    SHORT_OF_FEW = 16  # elements of a channel within a group: less than a vector
+    SHORT_OF_MANY = 64  # the same in many samples, which share the parameters written out for every element
+    MANY_SAMPLES = 8
     SHORT_GROUP = 65536  # elements of a group: more are worth several threads
 
 
 cdef inline bint by_columns(const Job *job) noexcept nogil:
-    return job.post < SHORT if job.groups == 0 else job.pre > 1 or job.post < SHORT_CHANNEL
+    return job.post < SHORT if job.groups == 0 else job.pre > 1 or job.post < SHORT_OF_FEW
 
 
 cdef inline bint by_short_groups(const Job *job) noexcept nogil:
-    return job.post < SHORT_CHANNEL and job.c // job.groups * job.post <= SHORT_GROUP and fits_short(job)
+    cdef Py_ssize_t short = SHORT_OF_MANY if job.n >= MANY_SAMPLES else SHORT_OF_FEW
+    return job.post < short and job.c // job.groups * job.post <= SHORT_GROUP and fits_short(job)
 
 
 cdef int norm_forward(const Job *job) noexcept nogil:

@@ -203,9 +203,10 @@ cdef Layout layout_of(cnp.ndarray a, int axis, int samples_apart) noexcept:
             at.pre *= cnp.PyArray_DIM(a, i)
         else:
             at.post *= cnp.PyArray_DIM(a, i)
-    if not samples_apart:
-        at.n = at.pre
-        at.pre = 1
+    if at.c == 1 and at.post == 1:  # a single column is a single span
+        at.post, at.pre = at.pre, 1
+    elif not samples_apart:
+        at.n, at.pre = at.pre, 1
     return at
 
 
