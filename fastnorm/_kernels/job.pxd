@@ -20,6 +20,7 @@ ctypedef struct Job:
     const double *beta
     double eps
     int given  # statistics are given, and constants in the backward
+    int lengths  # weight norm: a statistic is Σx² itself, about zero, and nothing is centred
     int flags  # FN_RELU | FN_STREAM
     # One double per statistic.
     double *mean
@@ -53,6 +54,8 @@ cdef inline Py_ssize_t statistic_count(const Job *job) noexcept nogil:
 
 # m, the number of elements behind one statistic.
 cdef inline double statistic_size(const Job *job) noexcept nogil:
+    if job.lengths:
+        return 1
     cdef Py_ssize_t m = job.n * job.pre * job.post if job.groups == 0 else job.pre * (job.c // job.groups) * job.post
     return <double> m
 
@@ -60,7 +63,7 @@ cdef inline double statistic_size(const Job *job) noexcept nogil:
 cdef inline void finish(const Job *job, Py_ssize_t i, const fn_moments *m) noexcept nogil:
     job.mean[i] = m.mean
     job.mean_lo[i] = m.mean_lo
-    job.var[i] = m.m2 / m.n
+    job.var[i] = m.m2 if job.lengths else m.m2 / m.n
     job.rstd[i] = 1 / sqrt(job.var[i] + job.eps)
 
 
@@ -81,7 +84,7 @@ cdef inline fn_grad grad_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m
     cdef double rstd = job.rstd[i]
     g.a = job.gamma[k] * rstd if job.gamma != NULL else rstd
     g.b = 0 if job.given else -rstd * (rstd * (rstd * (total.dot + total.dot_lo) / m))
-    g.c = 0 if job.given else -rstd * (total.sum + total.sum_lo) / m
+    g.c = 0 if job.given or job.lengths else -rstd * (total.sum + total.sum_lo) / m
     return g
 
 

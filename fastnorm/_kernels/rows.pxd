@@ -43,4 +43,3 @@ ctypedef struct Rows:
 
 cdef int rows_forward(const Rows *job) noexcept nogil
 cdef int rows_backward(const Rows *job) noexcept nogil
-cdef int rows_norms(const Rows *job, double *norm) noexcept nogil

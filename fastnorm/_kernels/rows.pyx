@@ -272,20 +272,3 @@ cdef int rows_backward(const Rows *given) noexcept nogil:
         add_parts(job, sums + job.len, parts, job.dbeta)
     free(sums)
     return failed
-
-
-# ‖row‖² of every row, as weight norm needs it.
-cdef int rows_norms(const Rows *job, double *norm) noexcept nogil:
-    cdef int threads = threads_for(job.rows * job.len)
-    cdef Py_ssize_t slots = slots_of(job), u, r
-    cdef fn_moments *parts = <fn_moments *> malloc(job.rows * slots * sizeof(fn_moments))
-    if parts == NULL:
-        return -1
-    for u in prange(job.rows * slots, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        reduce_slot(job, u, parts + u)
-    for r in range(job.rows):
-        norm[r] = 0
-        for u in range(r * slots, (r + 1) * slots):
-            norm[r] += parts[u].m2
-    free(parts)
-    return 0

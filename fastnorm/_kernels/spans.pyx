@@ -114,13 +114,20 @@ cdef inline Py_ssize_t block_size(Py_ssize_t count, int threads) noexcept nogil:
 
 # ---- moments ----
 
+cdef inline void reduce_piece(const Job *job, Py_ssize_t o, fn_spans piece, fn_moments *m) noexcept nogil:
+    if job.lengths:  # a single span
+        job.ops.row_moments(job.x + o, piece.len, 0, m)
+    else:
+        job.ops.moments(job.x + o, piece, m)
+
+
 cdef void reduce_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_moments *m) noexcept nogil:
     cdef Py_ssize_t j, offset = 0
     cdef fn_moments part
     cdef fn_spans piece
     for j in range(e.slots):
         piece = slot(e.all, j, &offset)
-        job.ops.moments(job.x + (i * e.step + offset) * job.ops.itemsize, piece, m if j == 0 else &part)
+        reduce_piece(job, (i * e.step + offset) * job.ops.itemsize, piece, m if j == 0 else &part)
         if j > 0:
             fn_merge(m, &part)
 
@@ -128,7 +135,7 @@ cdef void reduce_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_mom
 cdef void reduce_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_moments *m) noexcept nogil:
     cdef Py_ssize_t offset = 0
     cdef fn_spans piece = slot(e.all, u % e.slots, &offset)
-    job.ops.moments(job.x + (u // e.slots * e.step + offset) * job.ops.itemsize, piece, m)
+    reduce_piece(job, (u // e.slots * e.step + offset) * job.ops.itemsize, piece, m)
 
 
 cdef int spans_moments(const Job *job, fn_moments *out) noexcept nogil:

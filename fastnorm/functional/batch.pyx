@@ -175,6 +175,7 @@ def moments(x, axis=None, *, ddof=0, keepdims=False):
     job.x = <const char *> cnp.PyArray_DATA(w)
     job.n = job.pre = job.post = 1
     job.c, job.groups = kept, kept
+    job.given = job.lengths = job.flags = 0
     if w is behind:
         job.n, job.groups = m, 0
     else:

@@ -1,14 +1,12 @@
 """Weight normalization (Salimans and Kingma 2016, arXiv:1602.07868): a weight's direction and length, apart."""
 cimport numpy as cnp
 import numpy as np
-from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport fn_grad, fn_sums
-from fastnorm._kernels.core cimport ops_for
+from fastnorm._kernels.c cimport FN_STREAM
+from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.job cimport Job
-from fastnorm._kernels.rows cimport Rows, rows_norms
-from fastnorm._kernels.spans cimport spans_combine, spans_forward, spans_sums
+from fastnorm._kernels.spans cimport spans_backward, spans_forward
 from fastnorm.functional._check cimport apart, axis_of, dtype_of, fetch, parameter_dtype, vector
 from fastnorm._types import WeightNormGrads
 
@@ -48,10 +46,8 @@ cdef object units_back(object rows, object axis, tuple shape):
 
 cdef tuple forward(object v, object g, object dim):
     cdef WeightContext ctx = WeightContext.__new__(WeightContext)
-    cdef Rows rows
     cdef Py_ssize_t i, units
     cdef int failed = 0, code
-    cdef double norm
     cdef cnp.ndarray units_of_v, w
     ctx.v, ctx.g = v, g
     ctx.dtype = dtype_of(v, "v")
@@ -67,29 +63,23 @@ cdef tuple forward(object v, object g, object dim):
         raise MemoryError("weight_norm: no memory for the norms")
     ctx.job.ops = ops_for(ctx.dtype)
     ctx.job.n = ctx.job.pre = 1
-    ctx.job.c, ctx.job.groups, ctx.job.given = units, units, 1
+    ctx.job.c, ctx.job.groups, ctx.job.lengths = units, units, 1
     ctx.job.post = v.size // units if units > 0 else 0
     ctx.job.mean, ctx.job.mean_lo, ctx.job.var = ctx.memory, ctx.memory + units, ctx.memory + 2 * units
     ctx.job.rstd, ctx.job.gamma = ctx.memory + 3 * units, ctx.memory + 4 * units
     fetch(g.reshape(-1), code, ctx.memory + 4 * units)
     ctx.job.x = <const char *> cnp.PyArray_DATA(units_of_v)
-    w = np.empty_like(units_of_v)
+    w = fresh(units_of_v)
+    ctx.job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(w)) else 0
     if v.size > 0:
-        rows.ops, rows.rows, rows.len, rows.x, rows.centred = ctx.job.ops, units, ctx.job.post, ctx.job.x, 0
-        rows.residual = NULL
+        ctx.job.y = <char *> cnp.PyArray_DATA(w)
         with nogil:
-            failed = rows_norms(&rows, ctx.job.var)
+            failed = spans_forward(&ctx.job)
         if failed:
             raise MemoryError("weight_norm: no memory for partial results")
         for i in range(units):
-            norm = sqrt(ctx.job.var[i])
-            if norm == 0:
+            if ctx.job.var[i] == 0:
                 raise ValueError(f"v: expected a norm above zero, got zero at index {i} of dim {dim}")
-            ctx.job.mean[i] = ctx.job.mean_lo[i] = 0
-            ctx.job.rstd[i] = 1 / norm
-        ctx.job.y = <char *> cnp.PyArray_DATA(w)
-        with nogil:
-            spans_forward(&ctx.job)
     return units_back(w, ctx.axis, v.shape), ctx
 
 
@@ -149,9 +139,8 @@ def weight_norm_backward(dw, ctx, *, out=None):
     """
     cdef WeightContext c
     cdef Job job
-    cdef Py_ssize_t i
-    cdef double[::1] view
-    cdef fn_grad *coefficients
+    cdef int failed = 0
+    cdef double[::1] sums
     cdef cnp.ndarray rows, result, units_of_v
     if type(ctx) is not WeightContext:
         raise TypeError(f"ctx: expected the context of weight_norm_forward, got {ctx!r}")
@@ -171,29 +160,25 @@ def weight_norm_backward(dw, ctx, *, out=None):
         apart(out, c.v, "v", False)
         apart(out, c.g, "g", False)
     units_of_v, rows = units_first(c.v, c.axis), units_first(dw, c.axis)
-    result = np.empty_like(rows)
+    # Straight to out where it lies in memory as the units do, and dw is not in the way.
+    place = None if out is None else out if c.axis is None else np.moveaxis(out, c.axis, 0)
+    straight = place is not None and place.flags.c_contiguous and (out is dw or not np.may_share_memory(out, dw))
+    result = place if straight else fresh(rows)
     job.x = <const char *> cnp.PyArray_DATA(units_of_v)
-    sums = np.zeros(4 * job.c)
+    numbers = np.zeros(2 * job.c)
+    sums = numbers
     if c.v.size > 0:
         job.dy = <const char *> cnp.PyArray_DATA(rows)
         job.y = <char *> cnp.PyArray_DATA(result)
-        view = sums
-        coefficients = <fn_grad *> malloc(job.c * sizeof(fn_grad))
-        if coefficients == NULL:
-            raise MemoryError("weight_norm: no memory for the gradients")
+        job.dgamma, job.dbeta = &sums[0], &sums[job.c]
         with nogil:
-            spans_sums(&job, <fn_sums *> &view[0])
-            for i in range(job.c):
-                view[i] = (view[4 * i + 2] + view[4 * i + 3]) * job.rstd[i]  # dg
-                coefficients[i].a = job.gamma[i] * job.rstd[i]
-                coefficients[i].b = -job.gamma[i] * view[i] * job.rstd[i] * job.rstd[i]
-                coefficients[i].c = 0
-            spans_combine(&job, coefficients)
-        free(coefficients)
-    view = sums
-    dg = vector(&view[0], job.c, c.dtype).reshape(c.g.shape) if job.c > 0 else np.zeros(c.g.shape, c.g.dtype)
+            failed = spans_backward(&job)
+        if failed:
+            raise MemoryError("weight_norm: no memory for the gradients")
+    dg = vector(&sums[0], job.c, c.dtype).reshape(c.g.shape) if job.c > 0 else np.zeros(c.g.shape, c.g.dtype)
     dv = units_back(result, c.axis, c.v.shape)
     if out is not None:
-        np.copyto(out, dv)
+        if not straight:
+            np.copyto(out, dv)
         dv = out
     return WeightNormGrads(dv, dg)
