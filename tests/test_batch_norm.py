@@ -347,3 +347,12 @@ def test_evaluation_with_the_batchs_statistics_is_training(shape: tuple[int, ...
     axes = (0, *range(2, x.ndim))
     y = fn.batch_norm(x, x.mean(axes), x.var(axes))
     np.testing.assert_allclose(y, fn.batch_norm(x, training=True), 1e-12, 1e-12)
+
+
+def test_statistics_of_no_samples_are_nan() -> None:
+    mean, var = np.zeros(6), np.ones(6)
+    y, ctx = fn.batch_norm_forward(np.zeros((0, 6)), mean, var, training=True)
+    assert y.shape == (0, 6)
+    for statistic in (ctx.mean, ctx.var, ctx.rstd):
+        np.testing.assert_array_equal(statistic, np.full(6, np.nan))
+    np.testing.assert_array_equal([mean, var], [np.zeros(6), np.ones(6)], "running statistics changed")

@@ -101,3 +101,24 @@ def test_a_direction_of_length_zero_is_refused(dtype: str, rng: np.random.Genera
     v[3] = 0
     with pytest.raises(ValueError, match="v.*3"):
         fn.weight_norm(v, np.ones(5, compute_type(v)))
+
+
+@pytest.mark.parametrize(
+    ("g", "v", "dw"),
+    [(1e-250, 1e-100, 1), (1e-300, 1e-20, 1), (1e200, 1e120, 1), (1e300, 1e10, 1), (1e150, 1e150, 1e50)],
+)
+def test_length_and_direction_far_apart(g: float, v: float, dw: float, rng: np.random.Generator) -> None:
+    """No product on the way to a gradient that float64 holds leaves its range."""
+    direction, upstream = rng.standard_normal((2, 50)), rng.standard_normal((2, 50))
+    _, ctx = fn.weight_norm_forward(v * direction, np.full(2, g))
+    found = fn.weight_norm_backward(dw * upstream, ctx)
+    _, plain = fn.weight_norm_forward(direction, np.ones(2))
+    expected = fn.weight_norm_backward(upstream, plain)
+    np.testing.assert_allclose(found.dv / (g / v * dw), expected.dv, 1e-12)
+    np.testing.assert_allclose(found.dg / dw, expected.dg, 1e-12)
+
+
+def test_a_unit_of_no_elements_has_length_zero() -> None:
+    w, ctx = fn.weight_norm_forward(np.zeros((6, 0)), np.ones((6, 1)))
+    assert w.shape == (6, 0)
+    np.testing.assert_array_equal(ctx.norm, np.zeros(6))

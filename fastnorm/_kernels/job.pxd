@@ -78,13 +78,18 @@ cdef inline fn_norm norm_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m
     return p
 
 
-# dx = a·dy + b·(x - mean) + c, given Σγ·dy and Σγ·dy·(x - mean) over statistic i.
+# dx = a·dy + b·(x - mean) + c, given Σγ·dy and Σγ·dy·(x - mean) over statistic i; of weight norm Σdy·x, because γ and ‖v‖ may
+# be far apart.
 cdef inline fn_grad grad_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m, const fn_sums *total) noexcept nogil:
     cdef fn_grad g
     cdef double rstd = job.rstd[i]
     g.a = job.gamma[k] * rstd if job.gamma != NULL else rstd
-    g.b = 0 if job.given else -rstd * (rstd * (rstd * (total.dot + total.dot_lo) / m))
-    g.c = 0 if job.given or job.lengths else -rstd * (total.sum + total.sum_lo) / m
+    g.b = g.c = 0
+    if job.lengths:
+        g.b = -job.gamma[k] * ((total.dot + total.dot_lo) * rstd) * rstd * rstd
+    elif not job.given:
+        g.b = -rstd * (rstd * (rstd * (total.dot + total.dot_lo) / m))
+        g.c = -rstd * (total.sum + total.sum_lo) / m
     return g
 
 
@@ -94,7 +99,7 @@ cdef inline fn_sums weigh(const Job *job, Py_ssize_t first, Py_ssize_t channels,
     cdef Py_ssize_t k
     total.sum = total.sum_lo = total.dot = total.dot_lo = 0
     for k in range(channels):
-        fn_sums_weigh(&total, job.gamma[first + k] if job.gamma != NULL else 1, sums + k)
+        fn_sums_weigh(&total, job.gamma[first + k] if job.gamma != NULL and not job.lengths else 1, sums + k)
     return total
 
 

@@ -5,7 +5,7 @@ Parameters and statistics are a few doubles per channel and live in one block of
 """
 cimport numpy as cnp
 import numpy as np
-from libc.math cimport sqrt
+from libc.math cimport NAN, sqrt
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport FN_RELU, FN_STREAM
@@ -123,6 +123,7 @@ cdef ChannelContext prepare(str op, object x, object axis, object groups, object
 cdef object run(ChannelContext ctx, object out, bint keep):
     """The forward; keep: its context will be used by a backward, so out must leave x and residual alone."""
     cdef int failed = 0
+    cdef Py_ssize_t i
     cdef Job job = ctx.job
     if out is not None:
         dtype_of(out, "out")
@@ -137,6 +138,9 @@ cdef object run(ChannelContext ctx, object out, bint keep):
             failed = norm_forward(&job)
         if failed:
             raise MemoryError(f"{ctx.op}: no memory for partial results")
+    elif not job.given:
+        for i in range(statistic_count(&job)):  # of no values
+            job.mean[i] = job.mean_lo[i] = job.var[i] = job.rstd[i] = NAN
     if out is not None and out is not y:
         np.copyto(out, y)
         return out

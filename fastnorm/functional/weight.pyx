@@ -71,7 +71,10 @@ cdef tuple forward(object v, object g, object dim):
     ctx.job.x = <const char *> cnp.PyArray_DATA(units_of_v)
     w = fresh(units_of_v)
     ctx.job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(w)) else 0
-    if v.size > 0:
+    if v.size == 0:
+        for i in range(units):
+            ctx.job.rstd[i] = np.inf  # ‖v‖ = 0
+    else:
         ctx.job.y = <char *> cnp.PyArray_DATA(w)
         with nogil:
             failed = spans_forward(&ctx.job)
