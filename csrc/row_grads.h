@@ -9,10 +9,10 @@
 /* Σg and Σg·(x - mean) of one row, in double as in spans.h. */
 FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, vd mean) {
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
-    ptrdiff_t i = 0;
+    ptrdiff_t i = 0, ahead = len < 8 * LINE ? 0 : SOON; /* short rows take longer than memory does */
     for (; i <= len - LANES; i += LANES) {
-        fn_prefetch(x + i + SOON);
-        fn_prefetch(dy + i + SOON);
+        fn_prefetch(x + i + ahead);
+        fn_prefetch(dy + i + ahead);
         if (gamma) WEIGHTED_AT(&a.sum, &a.dot, dy + i, gamma + i, x + i, mean);
         else SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean);
     }
@@ -90,7 +90,7 @@ FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, pt
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
                                 ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
-    int whole = stride == len, stream = flags & FN_STREAM && len >= (whole ? 4 * LINE : FN_LONG), before = 0;
+    int whole = stride == len, stream = flags & FN_STREAM && len >= (whole ? 8 * LINE : FN_LONG), before = 0;
     int params = dgamma || dbeta;
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, paired = !aligned || alike;

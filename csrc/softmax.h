@@ -66,56 +66,39 @@ FN_INLINE void NAME(row_lse)(const S *x, S *y, ptrdiff_t len, T *max, double *su
     *sum = s.hi + s.lo;
 }
 
-#define ROOMY 4096 /* exponentials that fit L1 beside x */
-
-/* When streaming, exp(x - max) waits beside y, which is written once; otherwise in y itself. A half type cannot hold it: it is
-   computed again, and rounded once. */
-FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
-    int keep = !logarithm && sizeof(S) == sizeof(T), before = 0;
-    int stream = flags & FN_STREAM && len >= 8 * LINE && !(keep && len > ROOMY);
-    T room[ROOMY + LANES];
-    NAME(seams) seams;
-    for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
-        ptrdiff_t some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
-        S *first = (S *)yv + r * len;
-        for (ptrdiff_t k = 0; k < some; k++) {
-            const S *x = (const S *)xv + (r + k) * len;
-            S *y = first + k * len, *held = !keep ? NULL : stream ? (S *)(void *)room : y;
-            NAME(ends) e = NAME(ends_of)(stream ? &seams : NULL, k, y, len);
-            T top;
-            double sum;
-            NAME(row_lse)(x, held, len, &top, &sum);
-            V m = SET1(top), scale = SET1((T)(1 / sum));
-#define FULL(n) do { if (stream) STREAM(y + j, OUT(n)); else STORE(y + j, OUT(n)); } while (0)
-#define PART(n) STORE_N((j < LINE ? e.head : e.tail) + j, OUT(n), n)
-            if (logarithm) {
-                double lse = fn_log(sum);
-                T hi = (T)lse;
-                V h = SET1(hi), l = SET1((T)(lse - (double)hi));
-#define OUT(n) SUB(SUB(SUB(NAME(col_load)(x + j, n), m), h), l)
-                EACH_IN_ROW(y, len, stream, FULL, PART);
-#undef OUT
-            } else if (keep) {
-#define OUT(n) MUL(NAME(col_load)(held + j, n), scale)
-                EACH_IN_ROW(y, len, stream, FULL, PART);
-#undef OUT
-            } else {
-#define OUT(n) MUL(NAME(exp_below)(NAME(col_load)(x + j, n), m), scale)
-                EACH_IN_ROW(y, len, stream, FULL, PART);
-#undef OUT
+FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm) {
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const S *x = (const S *)xv + r * len;
+        S *y = (S *)yv + r * len;
+        T top;
+        double sum;
+        ptrdiff_t i = 0;
+        if (logarithm) {
+            NAME(row_lse)(x, NULL, len, &top, &sum);
+            double lse = fn_log(sum);
+            T hi = (T)lse;
+            V m = SET1(top), h = SET1(hi), l = SET1((T)(lse - (double)hi));
+            for (; i < len; i += LANES) {
+                ptrdiff_t n = len - i < LANES ? len - i : LANES;
+                V z = SUB(SUB(SUB(NAME(col_load)(x + i, n), m), h), l);
+                if (n < LANES) STORE_N(y + i, z, n); else STORE(y + i, z);
             }
-#undef PART
-#undef FULL
-        }
-        if (stream) {
-            int after = r + some < rows;
-            NAME(close_seams)(&seams, first, some, len, before, after);
-            before = after;
+        } else if (sizeof(S) >= sizeof(T)) {
+            NAME(row_lse)(x, y, len, &top, &sum);
+            V scale = SET1((T)(1 / sum));
+            for (; i <= len - LANES; i += LANES) STORE(y + i, MUL(LOAD(y + i), scale));
+            if (i < len) STORE_N(y + i, MUL(LOAD_N(y + i, len - i), scale), len - i);
+        } else { /* a half type cannot hold exp(x - max): compute it again, and round once */
+            NAME(row_lse)(x, NULL, len, &top, &sum);
+            V scale = SET1((T)(1 / sum)), m = SET1(top);
+            for (; i < len; i += LANES) {
+                ptrdiff_t n = len - i < LANES ? len - i : LANES;
+                V z = MUL(NAME(exp_below)(NAME(col_load)(x + i, n), m), scale);
+                if (n < LANES) STORE_N(y + i, z, n); else STORE(y + i, z);
+            }
         }
     }
-    if (stream) fn_fence();
 }
-#undef ROOMY
 
 /* softmax: dx = y·(dy - Σdy·y); log-softmax: dx = dy - exp(y)·Σdy. */
 FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm) {

@@ -3,8 +3,8 @@ cimport numpy as cnp
 import numpy as np
 from libc.stdint cimport int64_t
 
-from fastnorm._kernels.c cimport FN_F64, FN_STREAM
-from fastnorm._kernels.core cimport fresh, ops_for, streams
+from fastnorm._kernels.c cimport FN_F64
+from fastnorm._kernels.core cimport fresh, ops_for
 from fastnorm._kernels.likelihood cimport (
     Likelihood, cross_entropy_grad_rows, cross_entropy_rows, softmax_grad_rows, softmax_rows,
 )
@@ -61,7 +61,7 @@ cdef tuple forward(str op, object x, object axis, object out):
     cdef const char *source
     cdef char *target
     cdef Py_ssize_t len_, rows
-    cdef int logarithm = op == "log_softmax", flags
+    cdef int logarithm = op == "log_softmax"
     ctx.op = op
     ctx.dtype = dtype_of(x, "x")
     if cnp.PyArray_NDIM(x) == 0:
@@ -80,10 +80,9 @@ cdef tuple forward(str op, object x, object axis, object out):
     len_ = cnp.PyArray_DIM(work, cnp.PyArray_NDIM(work) - 1)
     rows = cnp.PyArray_SIZE(work) // len_ if len_ > 0 else 0
     source, target = <const char *> cnp.PyArray_DATA(work), <char *> cnp.PyArray_DATA(y)
-    flags = FN_STREAM if direct and streams(cnp.PyArray_NBYTES(y)) else 0
     if rows > 0:
         with nogil:
-            softmax_rows(ops_for(ctx.dtype), source, target, rows, len_, logarithm, flags)
+            softmax_rows(ops_for(ctx.dtype), source, target, rows, len_, logarithm)
     if not direct:
         np.copyto(last(result, ctx.axis), y)
     if out is not None and result is not out:
