@@ -201,7 +201,8 @@ FN_OUTLINE int NAME(affine)(const void *xv, const void *rv, void *yv, fn_spans s
         return WIDER(affine)(xv, rv, yv, s, p, flags & FN_RELU, ahead, NULL);
     }
 #endif
-    NAME(affine_v) v = NAME(split)(p), b = before ? NAME(split)(before) : v;
+    NAME(affine_v) v = NAME(split)(p), b;
+    if (before) b = NAME(split)(before);
     int relu = flags & FN_RELU, stream = !GENERIC && flags & FN_STREAM, leave = stream && flags & FN_LEAVE;
     for (ptrdiff_t k = 0; k < s.count; k++) {
         ptrdiff_t o = k * s.stride, left = leave ? NAME(into_line)(y + o + s.len) : 0;
@@ -344,7 +345,8 @@ FN_OUTLINE int NAME(grad_apply)(const void *dyv, const void *xv, const void *rv,
         return WIDER(grad_apply)(dyv, xv, rv, dxv, drv, s, p, g, flags & FN_RELU, ahead, NULL, NULL);
     }
 #endif
-    NAME(grad_v) q = NAME(split_grad)(p, g), b = before ? NAME(split_grad)(before, g_before) : q;
+    NAME(grad_v) q = NAME(split_grad)(p, g), b;
+    if (before) b = NAME(split_grad)(before, g_before);
     int relu = flags & FN_RELU, stream = !GENERIC && flags & FN_STREAM, leave = stream && !res && flags & FN_LEAVE;
     for (ptrdiff_t k = 0; k < s.count; k++) {
         ptrdiff_t o = k * s.stride, left = leave ? NAME(into_line)(dx + o + s.len) : 0;

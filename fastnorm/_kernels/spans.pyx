@@ -170,7 +170,8 @@ cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i, Bef
         p = norm_of(job, i, first + k, statistic_size(job))
         b.left = job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p,
                                 flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e, 1), norm_before(b))
-        b.norm = p
+        if b.left:
+            b.norm = p
 
 
 cdef void forward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -259,7 +260,8 @@ cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_s
         b.left = job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o),
                                     e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e, 2),
                                     norm_before(b), grad_before(b))
-        b.norm, b.grad = p, g
+        if b.left:
+            b.norm, b.grad = p, g
 
 
 cdef void backward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last, fn_sums *sums) noexcept nogil:
@@ -328,7 +330,8 @@ cdef void combine_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ss
         p = norm_of(job, unit // e.channels, unit % job.c, statistic_size(job))
         b.left = job.ops.grad_apply(job.dy + o, job.x + o, NULL, job.y + o, NULL, e.channel, &p, g + unit,
                                     flags_of(job, e, unit + 1 < last), ahead_of(job, e, 2), norm_before(&b), grad_before(&b))
-        b.norm, b.grad = p, g[unit]
+        if b.left:
+            b.norm, b.grad = p, g[unit]
     job.ops.fence()
 
 

@@ -249,6 +249,8 @@ def _onnx(problem: Problem, threads: int, best: bool) -> Callable[[], Any] | Non
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # Its threads would otherwise spin on while the next contender has its turn.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
