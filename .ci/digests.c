@@ -105,7 +105,7 @@ static void spans(data_t *d, int level, const char *dtype) {
             fill(d, which);
             o->moments(d->x, s, &m);
             fn_norm p = norm_of(&m, 1.25, 0.5);
-            o->affine(d->x, len % 2 ? d->res : NULL, d->y, s, &p, flags, 0);
+            o->affine(d->x, len % 2 ? d->res : NULL, d->y, s, &p, flags, 0, NULL);
             eat_storage(d, d->y);
         }
         snprintf(name, sizeof name, "affine %d", flags);
@@ -120,7 +120,7 @@ static void spans(data_t *d, int level, const char *dtype) {
             o->grad_sums(d->dy, d->x, res, s, &p, flags, &sums);
             eat_doubles(&sums.sum, 4);
             fn_grad g = {p.scale, -p.scale * p.scale * p.scale * sums.dot / m.n, -p.scale * sums.sum / m.n};
-            o->grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, s, &p, &g, flags, 0);
+            o->grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, s, &p, &g, flags, 0, NULL, NULL);
             eat_storage(d, d->y);
             eat_storage(d, d->z);
         }
