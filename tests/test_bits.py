@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from support import (
     CHANNEL_NORMS,
-    DTYPES,
     OPERATIONS,
     Call,
     compute_type,
@@ -282,19 +281,6 @@ def test_a_channel_does_not_see_the_others(name: str, dtype: str, rng: np.random
                 same_bits(alone[field], every[field][:, c : c + 1], f"{name} {shape} channel {c}: {field}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_stores_past_the_cache_give_the_same_bits(dtype: str, rng: np.random.Generator) -> None:
-    """An output of more than 8 MB is written past the cache; its bits are those of its channels taken alone."""
-    itemsize = dtype_of(dtype).itemsize
-    shape = (2, 4, (12 << 20) // (8 * itemsize) + 77)
-    x, dy = (np.resize(draw(rng, (100003,), dtype_of(dtype)), shape) for _ in range(2))
-    call = Call("batch_norm", {"x": x, "training": True})
-    every = call.results(dy)
-    alone = call.replaced(x=x[:, 3:].copy()).results(dy[:, 3:].copy())
-    for field in ("y", "dx"):
-        same_bits(every[field][:, 3:], alone[field], field)
-
-
 @pytest.mark.parametrize("shape", [(100, 200), (16, 129), (40, 1029), (32, 10, 49), (100, 3, 63), (32, 200, 5)])
 def test_bits_of_columns_on_any_number_of_threads(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     """Narrow, ragged and short columns, with threads enough for a few of them each."""
@@ -326,88 +312,6 @@ def test_a_sample_of_columns_alone(threads: int, rng: np.random.Generator) -> No
     finally:
         core.set_grain(grain)
         core.set_num_threads(before)
-
-
-ACTIVATED = ("batch_norm", "group_norm", "evaluation")
-STREAMED = [
-    *(
-        (norm, (37, width))
-        for norm in ("layer_norm", "rms_norm")
-        for width in (64, 100, 128, 256, 300, 496, 500, 768, 1029)
-    ),
-    *(("batch_norm", shape) for shape in [(50, 3), (77, 24), (40, 100), (33, 512), (20, 600), (20, 1024)]),
-    *(
-        ("batch_norm", shape)
-        for shape in [(3, 5, 16, 16), (2, 7, 10, 13), (5, 4, 28, 28), (2, 3, 56, 60), (4, 9, 7, 7)]
-    ),
-    *(("group_norm", shape) for shape in [(3, 8, 16, 16), (2, 12, 10, 13), (4, 8, 7, 7), (5, 8, 3)]),
-    *(("switchable_norm", shape) for shape in [(3, 5, 16, 16), (2, 7, 10, 13)]),
-    *(
-        ("evaluation", shape)
-        for shape in [(77, 24), (33, 512), (20, 1024), (2, 7, 10, 13), (5, 4, 28, 28), (4, 9, 7, 7)]
-    ),
-]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("norm", "shape", "relu"),
-    [(norm, shape, relu) for norm, shape in STREAMED for relu in ([False, True] if norm in ACTIVATED else [False])],
-)
-def test_outputs_past_the_cache_have_the_same_bits(
-    norm: str, shape: tuple[int, ...], dtype: str, relu: bool, rng: np.random.Generator
-) -> None:
-    """Streamed or not, wherever the arrays begin in a cache line, among channels or rows that need wider arithmetic."""
-    t, size = dtype_of(dtype), int(np.prod(shape))
-
-    def placed(offset: int, values: Any = None) -> Any:
-        room = np.full(size + 64, 7, t)
-        start = (-room.ctypes.data % 64) // t.itemsize + offset
-        part = room[start : start + size].reshape(shape)
-        if values is not None:
-            part[...] = values
-        return part, np.delete(room, np.s_[start : start + size])
-
-    x, dy = draw(rng, shape, t), draw(rng, shape, t)
-    if dtype in ("float32", "bfloat16"):
-        x[3:4] *= t.type(1e30)
-        x[:, 2:3] *= t.type(1e-30 if norm != "layer_norm" else 1)
-        x[9::8] *= t.type(1e-30)
-    arguments: dict[str, Any] = {"weight": draw(rng, shape[1:2], np.float64 if dtype == "float64" else np.float32)}
-    activation = {"activation": "relu" if relu else None}
-    if norm in ("layer_norm", "rms_norm"):
-        arguments |= {"normalized_shape": shape[1]}
-    elif norm == "group_norm":
-        arguments |= {"num_groups": shape[1] // 2, **activation}
-    elif norm == "batch_norm":
-        arguments |= {"training": True, **activation}
-    elif norm == "evaluation":
-        mean, var = np.zeros_like(arguments["weight"]), np.ones_like(arguments["weight"])
-        norm, arguments = "batch_norm", arguments | {"running_mean": mean, "running_var": var, **activation}
-    else:
-        logits = np.array([1.0, 0.5, 0.2], arguments["weight"].dtype)
-        arguments |= {"mean_logits": logits, "var_logits": -logits, "training": True}
-        arguments |= {
-            "running_mean": np.zeros_like(arguments["weight"]),
-            "running_var": np.ones_like(arguments["weight"]),
-        }
-    forward, backward = getattr(fn, norm + "_forward"), getattr(fn, norm + "_backward")
-    expected = None
-    for bytes_ in (1 << 40, 1):
-        before = core.set_stream_bytes(bytes_)
-        try:
-            for offset in (0, 1, 4, 17):
-                y, around = placed(offset)
-                result, ctx = forward(placed(offset, x)[0], **arguments, out=y)
-                dx, around_too = placed(offset)
-                found = backward(placed(offset, dy)[0], ctx, out=dx)
-                assert result is y and found[0] is dx
-                assert (around == 7).all() and (around_too == 7).all(), "written beside the output"
-                expected = expected or (y, *found)
-                for one, other in zip(expected, (y, *found), strict=True):
-                    same_bits(one, other, f"offset {offset}, streamed from {bytes_} bytes")
-        finally:
-            core.set_stream_bytes(before)
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0)])

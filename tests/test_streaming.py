@@ -1,0 +1,120 @@
+"""Outputs past the cache: streamed stores change times, never a bit, nor a byte beside the output.
+
+Method: with the threshold set to one byte small arrays are streamed too, and compared with what is stored plainly; neighbouring
+rows, spans and channels share cache lines in every way that the arrays' places allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from support import DTYPES, Array, Call, draw, dtype_of, machines, same_bits
+
+import fastnorm as fn
+from fastnorm._kernels import core
+
+ACTIVATED = ("batch_norm", "group_norm", "evaluation")
+STREAMED = [
+    *(
+        (norm, (37, width))
+        for norm in ("layer_norm", "rms_norm")
+        for width in (64, 100, 128, 256, 300, 496, 500, 768, 1029)
+    ),
+    *(("batch_norm", shape) for shape in [(50, 3), (77, 24), (40, 100), (33, 512), (20, 600), (20, 1024)]),
+    *(
+        ("batch_norm", shape)
+        for shape in [(3, 5, 16, 16), (2, 7, 10, 13), (5, 4, 28, 28), (2, 3, 56, 60), (4, 9, 7, 7)]
+    ),
+    *(("group_norm", shape) for shape in [(3, 8, 16, 16), (2, 12, 10, 13), (4, 8, 7, 7), (5, 8, 3)]),
+    *(("switchable_norm", shape) for shape in [(3, 5, 16, 16), (2, 7, 10, 13)]),
+    *(
+        ("evaluation", shape)
+        for shape in [(77, 24), (33, 512), (20, 1024), (2, 7, 10, 13), (5, 4, 28, 28), (4, 9, 7, 7)]
+    ),
+]
+
+
+@pytest.fixture
+def streamed() -> Iterator[None]:
+    """Every output is streamed, and 512 elements are worth a thread."""
+    size, grain = core.set_stream_bytes(1), core.set_grain(512)
+    yield
+    core.set_stream_bytes(size)
+    core.set_grain(grain)
+
+
+def placed(size: int, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> tuple[Array, Array]:
+    """An array that begins `offset` elements after a cache line, full of sevens, and all memory around it."""
+    room = np.full(size + 64, 7, dtype)
+    start = (-room.ctypes.data % 64) // dtype.itemsize + offset
+    return room[start : start + size].reshape(shape), room
+
+
+def arguments_of(norm: str, shape: tuple[int, ...], relu: bool, weight: Array) -> dict[str, Any]:
+    activation = {"activation": "relu" if relu else None}
+    running = {"running_mean": np.zeros_like(weight), "running_var": np.ones_like(weight)}
+    logits = np.array([1.0, 0.5, 0.2], weight.dtype)
+    return {"weight": weight} | {
+        "layer_norm": {"normalized_shape": shape[1]},
+        "rms_norm": {"normalized_shape": shape[1]},
+        "batch_norm": {"training": True, **activation},
+        "evaluation": {**running, **activation},
+        "group_norm": {"num_groups": shape[1] // 2, **activation},
+        "switchable_norm": {"mean_logits": logits, "var_logits": -logits, "training": True, **running},
+    }[norm]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("norm", "shape", "relu"),
+    [(norm, shape, relu) for norm, shape in STREAMED for relu in ([False, True] if norm in ACTIVATED else [False])],
+)
+def test_streamed_outputs_have_the_same_bits(
+    norm: str, shape: tuple[int, ...], dtype: str, relu: bool, rng: np.random.Generator, request: pytest.FixtureRequest
+) -> None:
+    """Wherever the arrays begin in a cache line, on every machine, among channels or rows that need wider arithmetic."""
+    t, size = dtype_of(dtype), int(np.prod(shape))
+    x, dy = draw(rng, shape, t), draw(rng, shape, t)
+    if dtype in ("float32", "bfloat16"):
+        x[3:4] *= t.type(1e30)
+        x[:, 2:3] *= t.type(1e-30 if norm != "layer_norm" else 1)
+        x[9::8] *= t.type(1e-30)
+    arguments = arguments_of(norm, shape, relu, draw(rng, shape[1:2], np.float64 if dtype == "float64" else np.float32))
+    name = "batch_norm" if norm == "evaluation" else norm
+
+    def results(offset: int) -> tuple[Array, ...]:
+        (y, around_y), (dx, around_dx) = (placed(size, shape, t, offset) for _ in range(2))
+        mine, upstream = (placed(size, shape, t, offset)[0] for _ in range(2))
+        mine[...], upstream[...] = x, dy
+        result, ctx = getattr(fn, f"{name}_forward")(mine, **arguments, out=y)
+        found = getattr(fn, f"{name}_backward")(upstream, ctx, out=dx)
+        assert result is y and found[0] is dx
+        for part, room in ((y, around_y), (dx, around_dx)):
+            kept = part.copy()
+            part[...] = 7
+            assert (room == 7).all(), "written beside the output"
+            part[...] = kept
+        return y, *found
+
+    expected = results(0)
+    request.getfixturevalue("streamed")
+    for machine in machines():
+        for offset in (0, 1, 4, 17):
+            for one, other in zip(expected, results(offset), strict=True):
+                same_bits(one, other, f"{machine}, offset {offset}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_outputs_have_the_bits_of_their_channels_alone(dtype: str, rng: np.random.Generator) -> None:
+    """An output of more than 8 MB is written past the cache; its bits are those of its channels taken alone."""
+    itemsize = dtype_of(dtype).itemsize
+    shape = (2, 4, (12 << 20) // (8 * itemsize) + 77)
+    x, dy = (np.resize(draw(rng, (100003,), dtype_of(dtype)), shape) for _ in range(2))
+    call = Call("batch_norm", {"x": x, "training": True})
+    every = call.results(dy)
+    alone = call.replaced(x=x[:, 3:].copy()).results(dy[:, 3:].copy())
+    for field in ("y", "dx"):
+        same_bits(every[field][:, 3:], alone[field], field)
