@@ -6,63 +6,36 @@
 #include "scalar.h"
 #include "vec.h"
 
-typedef struct { vd lo, hi; } fn_acc32;
-FN_INLINE fn_acc32 acc32_zero(void) { fn_acc32 a = {vd_zero(), vd_zero()}; return a; }
-FN_INLINE fn_acc32 acc32_add(fn_acc32 a, vf x) { a.lo = vd_add(a.lo, vf_low(x)); a.hi = vd_add(a.hi, vf_high(x)); return a; }
-FN_INLINE fn_acc32 acc32_add4(fn_acc32 a, vf x0, vf x1, vf x2, vf x3) {
-    a.lo = vd_add(a.lo, vd_add(vd_add(vf_low(x0), vf_low(x1)), vd_add(vf_low(x2), vf_low(x3))));
-    a.hi = vd_add(a.hi, vd_add(vd_add(vf_high(x0), vf_high(x1)), vd_add(vf_high(x2), vf_high(x3))));
-    return a;
+/* Sixteen floats as doubles. Widening while loading spares a shuffle for each half (the sum of a span takes 0.6 of the time). */
+typedef struct { vd lo, hi; } fn_wide;
+FN_INLINE fn_wide wide_of(vf x) { fn_wide a = {vf_low(x), vf_high(x)}; return a; }
+FN_INLINE fn_wide wide_load(const float *x) { fn_wide a = {vd_load_float(x), vd_load_float(x + 8)}; return a; }
+FN_INLINE fn_wide wide_set1(double c) { fn_wide a = {vd_set1(c), vd_set1(c)}; return a; }
+FN_INLINE fn_wide wide_add(fn_wide a, fn_wide b) { a.lo = vd_add(a.lo, b.lo); a.hi = vd_add(a.hi, b.hi); return a; }
+FN_INLINE fn_wide wide_sub(fn_wide a, fn_wide b) { a.lo = vd_sub(a.lo, b.lo); a.hi = vd_sub(a.hi, b.hi); return a; }
+FN_INLINE fn_wide wide_mul(fn_wide a, fn_wide b) { a.lo = vd_mul(a.lo, b.lo); a.hi = vd_mul(a.hi, b.hi); return a; }
+
+typedef fn_wide fn_acc32;
+FN_INLINE fn_acc32 acc32_zero(void) { return wide_set1(0); }
+FN_INLINE fn_acc32 acc32_add(fn_acc32 a, fn_wide x) { return wide_add(a, x); }
+FN_INLINE fn_acc32 acc32_add4(fn_acc32 a, fn_wide x0, fn_wide x1, fn_wide x2, fn_wide x3) {
+    return wide_add(a, wide_add(wide_add(x0, x1), wide_add(x2, x3)));
 }
-/* += g·(x - mean), in double: the product of two floats is exact there. */
-FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, vf g, vf x, vd mean) {
-    a.lo = vd_add(a.lo, vd_mul(vf_low(g), vd_sub(vf_low(x), mean)));
-    a.hi = vd_add(a.hi, vd_mul(vf_high(g), vd_sub(vf_high(x), mean)));
-    return a;
+/* += a·b: exact products of two floats */
+FN_INLINE fn_acc32 acc32_product(fn_acc32 acc, fn_wide a, fn_wide b) {
+    acc.lo = vd_add_exact(acc.lo, a.lo, b.lo);
+    acc.hi = vd_add_exact(acc.hi, a.hi, b.hi);
+    return acc;
 }
-/* += (x - c)², in double */
-FN_INLINE fn_acc32 acc32_square(fn_acc32 a, vf x, vf c) {
-    vd lo = vd_sub(vf_low(x), vf_low(c)), hi = vd_sub(vf_high(x), vf_high(c));
-    a.lo = vd_add(a.lo, vd_mul(lo, lo));
-    a.hi = vd_add(a.hi, vd_mul(hi, hi));
-    return a;
-}
-/* The same with a mean for each lane. */
-FN_INLINE fn_acc32 acc32_dot_each(fn_acc32 a, vf g, vf x, vf mean) {
-    a.lo = vd_add(a.lo, vd_mul(vf_low(g), vd_sub(vf_low(x), vf_low(mean))));
-    a.hi = vd_add(a.hi, vd_mul(vf_high(g), vd_sub(vf_high(x), vf_high(mean))));
-    return a;
-}
+/* += g·(x - mean) */
+FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, fn_wide g, fn_wide x, fn_wide mean) { return wide_add(a, wide_mul(g, wide_sub(x, mean))); }
+/* += (x - c)² */
+FN_INLINE fn_acc32 acc32_square(fn_acc32 a, fn_wide x, fn_wide c) { fn_wide d = wide_sub(x, c); return wide_add(a, wide_mul(d, d)); }
 /* += dy·gamma, and += dy·gamma·(x - mean) */
-FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, vf dy, vf gamma, vf x, vd mean) {
-    vd lo = vd_mul(vf_low(dy), vf_low(gamma)), hi = vd_mul(vf_high(dy), vf_high(gamma));
-    sum->lo = vd_add(sum->lo, lo);
-    sum->hi = vd_add(sum->hi, hi);
-    dot->lo = vd_add(dot->lo, vd_mul(lo, vd_sub(vf_low(x), mean)));
-    dot->hi = vd_add(dot->hi, vd_mul(hi, vd_sub(vf_high(x), mean)));
-}
-/* The same from memory: widening while loading spares a shuffle for each half (the sum of a span takes 0.6 of the time). */
-FN_INLINE fn_acc32 acc32_load(const float *x) { fn_acc32 a = {vd_load_float(x), vd_load_float(x + 8)}; return a; }
-FN_INLINE fn_acc32 acc32_plus(fn_acc32 a, fn_acc32 b) { a.lo = vd_add(a.lo, b.lo); a.hi = vd_add(a.hi, b.hi); return a; }
-FN_INLINE fn_acc32 acc32_times(fn_acc32 a, fn_acc32 b) { a.lo = vd_mul(a.lo, b.lo); a.hi = vd_mul(a.hi, b.hi); return a; }
-FN_INLINE fn_acc32 acc32_less(fn_acc32 a, fn_acc32 b) { a.lo = vd_sub(a.lo, b.lo); a.hi = vd_sub(a.hi, b.hi); return a; }
-FN_INLINE fn_acc32 acc32_add4_at(fn_acc32 a, const float *x, ptrdiff_t step) {
-    fn_acc32 left = acc32_plus(acc32_load(x), acc32_load(x + step)), right = acc32_plus(acc32_load(x + 2 * step), acc32_load(x + 3 * step));
-    return acc32_plus(a, acc32_plus(left, right));
-}
-FN_INLINE fn_acc32 acc32_square_at(fn_acc32 a, const float *x, vf c) {
-    fn_acc32 centre = {vf_low(c), vf_high(c)}, d = acc32_less(acc32_load(x), centre);
-    return acc32_plus(a, acc32_times(d, d));
-}
-FN_INLINE void acc32_sums_at(fn_acc32 *sum, fn_acc32 *dot, const float *g, const float *x, fn_acc32 mean) {
-    fn_acc32 w = acc32_load(g);
-    *sum = acc32_plus(*sum, w);
-    *dot = acc32_plus(*dot, acc32_times(w, acc32_less(acc32_load(x), mean)));
-}
-FN_INLINE void acc32_weighted_at(fn_acc32 *sum, fn_acc32 *dot, const float *dy, const float *gamma, const float *x, vd mean) {
-    fn_acc32 w = acc32_times(acc32_load(dy), acc32_load(gamma)), c = {mean, mean};
-    *sum = acc32_plus(*sum, w);
-    *dot = acc32_plus(*dot, acc32_times(w, acc32_less(acc32_load(x), c)));
+FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, fn_wide dy, fn_wide gamma, fn_wide x, fn_wide mean) {
+    fn_wide g = wide_mul(dy, gamma);
+    *sum = wide_add(*sum, g);
+    *dot = acc32_dot(*dot, g, x, mean);
 }
 FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(vd_add(a.lo, a.hi)), 0}; return r; }
 FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n) {
@@ -89,6 +62,7 @@ FN_INLINE fn_acc64 acc64_add(fn_acc64 a, vd x) {
 FN_INLINE fn_acc64 acc64_add4(fn_acc64 a, vd x0, vd x1, vd x2, vd x3) {
     return acc64_add(acc64_add(acc64_add(acc64_add(a, x0), x1), x2), x3);
 }
+FN_INLINE fn_acc64 acc64_join(fn_acc64 a, fn_acc64 b) { a = acc64_add(a, b.s); a.e = vd_add(a.e, b.e); return a; }
 /* a·b exactly, as the rounded product and what it lost (Dekker's splitting). */
 FN_INLINE vd vd_split(vd a, vd *low) {
     vd c = vd_mul(a, vd_set1(134217729.0)), high = vd_sub(c, vd_sub(c, a));
@@ -100,6 +74,12 @@ FN_INLINE vd vd_product(vd a, vd b, vd *lost) {
     *lost = vd_add(vd_add(vd_add(vd_sub(vd_mul(ah, bh), p), vd_mul(ah, bl)), vd_mul(al, bh)), vd_mul(al, bl));
     return p;
 }
+FN_INLINE fn_acc64 acc64_product(fn_acc64 acc, vd a, vd b) {
+    vd lost, p = vd_product(a, b, &lost);
+    acc = acc64_add(acc, p);
+    acc.e = vd_add(acc.e, lost);
+    return acc;
+}
 /* += (g + g_low)·(x - mean): the difference and the product carry what they lose. */
 FN_INLINE fn_acc64 acc64_dot_low(fn_acc64 a, vd g, vd g_low, vd x, vd mean) {
     vd d = vd_sub(x, mean), t = vd_sub(d, x), d_low = vd_sub(vd_sub(x, vd_sub(d, t)), vd_add(mean, t)), lost;
@@ -109,7 +89,6 @@ FN_INLINE fn_acc64 acc64_dot_low(fn_acc64 a, vd g, vd g_low, vd x, vd mean) {
     return a;
 }
 FN_INLINE fn_acc64 acc64_dot(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot_low(a, g, vd_zero(), x, mean); }
-FN_INLINE fn_acc64 acc64_dot_each(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot_low(a, g, vd_zero(), x, mean); }
 FN_INLINE fn_acc64 acc64_square(fn_acc64 a, vd x, vd c) { return acc64_dot_low(a, vd_sub(x, c), vd_zero(), x, c); }
 FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, vd dy, vd gamma, vd x, vd mean) {
     vd lost, g = vd_product(dy, gamma, &lost);

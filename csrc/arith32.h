@@ -7,14 +7,20 @@
 #define FIRST_OR vf_first_or
 #define POSITIVE vf_where_positive
 #define NONZERO vf_where_nonzero
+#define W fn_wide /* a vector widened to what it is added in */
+#define WIDE wide_of
+#define WIDE_P wide_load
+#define WIDE_SET1 wide_set1
+#define EXACT_SQUARES 1 /* in W */
 #define ACC fn_acc32
 #define ACC_ZERO acc32_zero
 #define ACC_ADD acc32_add
 #define ACC_ADD4 acc32_add4
+#define ACC_JOIN wide_add
 #define ACC_SUM acc32_sum
+#define ACC_PRODUCT acc32_product
 #define ACC_DOT acc32_dot
 #define ACC_SQUARE acc32_square
-#define ACC_DOT_EACH acc32_dot_each
 #define ACC_WEIGHTED acc32_weighted
 #define ACC_PUT acc32_put
 #define STORE_T vf_store

@@ -7,14 +7,20 @@
 #define FIRST_OR vd_first_or
 #define POSITIVE vd_where_positive
 #define NONZERO vd_where_nonzero
+#define W vd /* a vector as it is added: there is nothing wider */
+#define WIDE(x) (x)
+#define WIDE_P LOAD_P
+#define WIDE_SET1 vd_set1
+#define EXACT_SQUARES 0
 #define ACC fn_acc64
 #define ACC_ZERO acc64_zero
 #define ACC_ADD acc64_add
 #define ACC_ADD4 acc64_add4
+#define ACC_JOIN acc64_join
 #define ACC_SUM acc64_sum
+#define ACC_PRODUCT acc64_product
 #define ACC_DOT acc64_dot
 #define ACC_SQUARE acc64_square
-#define ACC_DOT_EACH acc64_dot_each
 #define ACC_WEIGHTED acc64_weighted
 #define ACC_PUT acc64_put
 #define STORE_T vd_store

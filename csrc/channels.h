@@ -72,6 +72,27 @@ FN_OUTLINE void fn_means(const double *sum, const double *sum_lo, double number,
     EACH_EIGHT(count, vdd_put(mean + k, mean_lo + k, vdd_div(vdd_at(sum + k, sum_lo + k, n), m), n);)
 }
 
+FN_OUTLINE int fn_centre(double *m2, const double *m2_lo, const double *sum, const double *mean, ptrdiff_t count) {
+    vd kept = vd_set1(FN_KEPT);
+    int all = 1;
+    EACH_EIGHT(count, {
+        vd q = fn_at(m2 + k, n), r = vd_sub(q, vd_mul(fn_at(sum + k, n), fn_at(mean + k, n)));
+        if (m2_lo) r = vd_add(r, fn_at(m2_lo + k, n));
+        if (FN_UNLIKELY(!vl_all(vd_at_most(vd_mul(q, kept), r)))) {
+            double had[8], has[8];
+            vd_store(had, q);
+            vd_store(has, r);
+            for (ptrdiff_t i = 0; i < n; i++) m2[k + i] = fn_is_kept(has[i], had[i]) ? has[i] : -1;
+            all = 0;
+        } else fn_put(m2 + k, r, n);
+    })
+    return all;
+}
+
+FN_OUTLINE void fn_mend(double *m2, const double *again, ptrdiff_t count) {
+    for (ptrdiff_t k = 0; k < count; k++) if (m2[k] == -1) m2[k] = again[k];
+}
+
 /* n·mean_lo² in pairs: among neighbouring numbers it is as large as what it corrects. */
 FN_OUTLINE void fn_recentre(double *m2, const double *m2_lo, const double *mean_lo, double number, ptrdiff_t count) {
     vd m = vd_set1(number), zero = vd_zero();
@@ -167,7 +188,7 @@ FN_OUTLINE void fn_blend(double *running, double step, double factor, const doub
     })
 }
 
-static const fn_channel_ops FN_CHANNELS = {fn_add_runs, fn_means, fn_recentre, fn_pool_squares, fn_finish,
+static const fn_channel_ops FN_CHANNELS = {fn_add_runs, fn_means, fn_centre, fn_mend, fn_recentre, fn_pool_squares, fn_finish,
                                            fn_multiply, fn_accumulate, fn_collapse, fn_slopes, fn_sizes, fn_blend};
 
 /* ---- what float arithmetic can hold, as in scalar.h ---- */

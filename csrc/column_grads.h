@@ -13,11 +13,10 @@ FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, p
     }
     _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
-        if (!relu && n == LANES) { SUMS_EACH_AT(&s.sum, &s.dot, dy + o, x + o, v.hi); continue; }
+        if (!relu && n == LANES) { s = NAME(sums_add)(s, WIDE_AT(dy + o), WIDE_AT(x + o), WIDE(v.hi)); continue; }
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
-        s.sum = ACC_ADD(s.sum, g);
-        s.dot = ACC_DOT_EACH(s.dot, g, xi, v.hi);
+        s = NAME(sums_add)(s, WIDE(g), WIDE(xi), WIDE(v.hi));
     }
     return s;
 }

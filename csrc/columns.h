@@ -1,11 +1,12 @@
 /* A matrix whose columns each have their own statistic: channels-last images, (N, C) arrays, and NCHW spans too short to be
    worth a horizontal reduction (then a "column" is one pixel of one channel, and add_runs adds up the columns of a channel).
 
-   Included once per (storage S, arithmetic T). Sums read eight rows (of two arrays: four) side by side, so that squares are
-   added as a tree of eight before they are widened, as in spans.h, and a column's accumulators are loaded and stored once for
-   eight rows; meanwhile the next rows are fetched. Outputs are written four rows at a time, all loads before the stores: where
+   Included once per (storage S, arithmetic T). Sums read eight rows (of two arrays: four) side by side, so that a column's
+   accumulators are loaded and stored once for eight rows; meanwhile the next rows are fetched. Squares are taken in one look or
+   two, as in spans.h. Outputs are written four rows at a time, all loads before the stores: where
    rows lie a multiple of 4 KB apart, a load waits for any recent store to the same column (row by row, twice as slow).
-   Streamed outputs go row by row, in whole cache lines; rows without gaps as one run, whose vectors go on into the next row. Columns are taken in pieces whose numbers stay in L1. */
+   Streamed outputs go row by row, in whole cache lines; rows without gaps as one run, whose vectors go on into the next row.
+   Columns are taken in pieces whose numbers stay in L1. */
 
 #define FN_TILE 512 /* columns whose numbers are in L1 together: at most 7 arrays of float, 14 KB */
 
@@ -51,48 +52,46 @@ FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
     _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) fn_prefetch(p + (rows + r) * stride);
 }
 
-FN_INLINE ACC NAME(col_sum8)(const S *p, ptrdiff_t stride) {
-    NAME(col_fetch)(p, 8, stride);
-    return ADD4_AT(ADD4_AT(ACC_ZERO(), p, stride), p + 4 * stride, stride);
-}
-
-FN_OUTLINE void NAME(col_sums_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo) {
+FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo,
+                                   double *square) {
     ptrdiff_t r = 0;
-#define SUM(row, rows, n)                                                                                                \
-    ACC_PUT(rows == 8 ? NAME(col_sum8)(x + j, stride) : ACC_ADD(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n)), \
-            sum + j, sum_lo + j, n)
-    for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(width, 8, 1, SUM);
-    EACH_COLUMN(width, rows - r, 0, SUM);
-#undef SUM
+#define LOOK(row, rows, n)                                                                                               \
+    do {                                                                                                                 \
+        NAME(look) a = NAME(look_zero)();                                                                                \
+        if (rows == 8) {                                                                                                 \
+            NAME(col_fetch)(x + j, 8, stride);                                                                           \
+            a = NAME(look_at4)(NAME(look_at4)(a, x + j, stride), x + j + 4 * stride, stride);                            \
+        } else a = NAME(look_at)(a, WIDE(NAME(col_load)(x + (row) * stride + j, n)));                                    \
+        ACC_PUT(a.sum, sum + j, sum_lo + j, n);                                                                          \
+        if (EXACT_SQUARES) ACC_PUT(NAME(look_squares)(a), square + j, NULL, n);                                         \
+    } while (0)
+    for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(width, 8, 1, LOOK);
+    EACH_COLUMN(width, rows - r, 0, LOOK);
+#undef LOOK
 }
 
-FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo) {
+FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo,
+                               double *square) {
     const S *x = xv;
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece;
-        double room[2 * FN_TILE], *s = m > 1 ? room : sum + t, *lo = m > 1 ? room + FN_TILE : sum_lo + t;
-        for (ptrdiff_t j = 0; j < m * w; j++) s[j] = lo[j] = 0;
-        EACH_ABREAST(m, rows, NAME(col_sums_add)(x + t + done * stride, height, a * w, a * stride, s, lo))
-        if (m > 1) fn_fold(s, lo, w, m, sum + t, sum_lo + t);
+        double room[3 * FN_TILE], none[FN_TILE] = {0};
+        double *s = m > 1 ? room : sum + t, *lo = m > 1 ? room + FN_TILE : sum_lo + t, *q = m > 1 ? room + 2 * FN_TILE : square + t;
+        for (ptrdiff_t j = 0; j < m * w; j++) s[j] = lo[j] = q[j] = 0;
+        EACH_ABREAST(m, rows, NAME(col_look_add)(x + t + done * stride, height, a * w, a * stride, s, lo, q))
+        if (m > 1) {
+            fn_fold(s, lo, w, m, sum + t, sum_lo + t);
+            fn_fold(q, none, w, m, square + t, none);
+        }
+        if (!EXACT_SQUARES) for (ptrdiff_t j = t; j < t + w; j++) square[j] = NAN;
     }
 }
 
-FN_INLINE V NAME(col_square)(const S *x, ptrdiff_t n, V c) { V d = SUB(NAME(col_load)(x, n), c); return MUL(d, d); }
-FN_INLINE V NAME(col_square8)(const S *p, ptrdiff_t stride, ptrdiff_t n, V c) {
-#define SQ(k) NAME(col_square)(p + (k) * stride, n, c)
-    return ADD(TREE4(SQ, 0), TREE4(SQ, 4));
-#undef SQ
-}
-
 FN_OUTLINE void NAME(col_squares_add)(const S *x, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, const T *c, double *q, double *q_lo) {
-    ptrdiff_t r = 0;
-#define SQUARES(row, rows, n)                                                                                            \
-    ACC_PUT(rows == 8 ? ACC_ADD(ACC_ZERO(), NAME(col_square8)(x + j, stride, n, LOAD_T(c + j)))                          \
-                      : ACC_SQUARE(ACC_ZERO(), NAME(col_load)(x + (row) * stride + j, n), LOAD_T(c + j)),                \
-            q + j, q_lo + j, n)
-    if (!EXACT_SQUARES) for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(w, 8, 1, SQUARES);
-    EACH_COLUMN(w, rows - r, 0, SQUARES);
+#define SQUARES(row, rows, n) \
+    ACC_PUT(ACC_SQUARE(ACC_ZERO(), WIDE(NAME(col_load)(x + (row) * stride + j, n)), WIDE(LOAD_T(c + j))), q + j, q_lo + j, n)
+    EACH_COLUMN(w, rows, 0, SQUARES);
 #undef SQUARES
 }
 
@@ -110,18 +109,6 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
         if (m > 1) fn_fold(q, q_lo, w, m, m2 + t, q_lo);
         q = m2 + t;
         vd r = vd_set1((double)rows);
-#ifdef WIDER
-        /* Columns that float cannot hold are done again in double, about the same c; the others keep their bits. */
-        vl safe = vd_at_most(vd_zero(), r);
-        EACH_EIGHT(w, safe = vl_and(safe, vd_between(n == 8 ? vd_load(q + k) : vd_first_or(vd_load_n(q + k, n), r, n),
-                                                     (double)rows * 0x1p-100, 0x1p100));)
-        if (FN_UNLIKELY(!vl_all(safe))) {
-            double about[FN_TILE], wide[FN_TILE];
-            for (ptrdiff_t j = 0; j < w; j++) about[j] = (double)c[j];
-            WIDER(col_squares)(x + t, rows, w, stride, about, wide);
-            for (ptrdiff_t j = 0; j < w; j++) if (!fn_in_safe_range(q[j], (double)rows)) q[j] = wide[j];
-        }
-#endif
         EACH_EIGHT(w, {
             vd d = vd_sub(fn_at(centre + t + k, n), GET8(c + k));
             fn_put(q + k, vd_add(vd_sub(fn_at(q + k, n), vd_mul(r, vd_mul(d, d))), fn_at(q_lo + k, n)), n);

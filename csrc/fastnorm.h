@@ -46,6 +46,10 @@ typedef struct {
     void (*add_runs)(const double *s, const double *lo, ptrdiff_t length, ptrdiff_t count, double *to, double *to_lo);
     /* mean = sum / number. */
     void (*means)(const double *sum, const double *sum_lo, double number, ptrdiff_t count, double *mean, double *mean_lo);
+    /* m2, of squares about zero, becomes that about the mean, or -1 where that loses too much (scalar.h); are all known? */
+    int (*centre)(double *m2, const double *m2_lo, const double *sum, const double *mean, ptrdiff_t count);
+    /* m2 = again where it is -1 */
+    void (*mend)(double *m2, const double *again, ptrdiff_t count);
     /* m2, of squares about mean, becomes that about mean + mean_lo, and at least 0; m2_lo may be NULL. */
     void (*recentre)(double *m2, const double *m2_lo, const double *mean_lo, double number, ptrdiff_t count);
     /* to += m2 + number·(mean - centre)² */
@@ -76,7 +80,7 @@ typedef struct {
 
     /* ---- spans that share one statistic: batch, group and instance norm; affine and grad_apply leave the fence to the caller ---- */
 
-    /* Moments of all values in the spans: corrected two-pass per block, blocks merged in order. */
+    /* Moments of all values in the spans: block by block, merged in order. */
     void (*moments)(const void *x, fn_spans s, fn_moments *out);
     /* y = relu((x - mean)·scale + shift + residual); residual may be NULL. `ahead`: elements beyond x to prefetch.
        With FN_LEAVE, and streaming, the last cache line of each span, where it is not whole, is left to whoever does the spans
@@ -93,8 +97,8 @@ typedef struct {
 
     /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
 
-    /* sum[j] = Σ_r x[r,j] over `rows` rows (hi and lo parts). */
-    void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo);
+    /* sum[j] = Σ_r x[r,j] over `rows` rows (hi and lo parts); square[j] = Σ_r x[r,j]², NaN for float64. */
+    void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo, double *square);
     /* m2[j] = Σ_r (x[r,j] - centre[j])² - rows·(centre[j] - fl(centre[j]))²: about the centre in double. */
     void (*col_squares)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2);
     /* Here and below p and g have a number per channel, which owns `post` neighbouring columns. */

@@ -1,19 +1,15 @@
 /* Every primitive for every storage type, at the level of the translation unit that includes this file.
 
    Each body (spans.h, columns.h, rows.h and their gradients) is written once, in terms of: S the storage type, T the arithmetic type, P the
-   type of parameter vectors, V a vector of T, ACC the accumulator that vectors are widened into. WIDER names the same body with
-   T = double, taken by the rare data that float arithmetic cannot hold (squares of 1e30 or of 1e-30). */
+   type of parameter vectors, V a vector of T, W the same widened for sums, ACC what it is added into. WIDER names the same body
+   with T = double, taken by the rare data that float arithmetic cannot hold (1e30 squared, or 1e-30). */
 #include "vec.h"
 #include "fastnorm.h"
 #include "scalar.h"
 #include "accumulate.h"
 #include "channels.h"
 
-/* ---- what float arithmetic can hold ---- */
-
-/* Sums of squares that float arithmetic got right: no overflow on the way, and too large for underflow to matter. */
-FN_INLINE int fn_in_safe_range(double q, double n) { return q >= n * 0x1p-100 && q <= 0x1p100; }
-FN_INLINE int fn_square_sum_is_safe(const fn_moments *m) { return fn_in_safe_range(m->m2, m->n) && m->mean >= -0x1p125 && m->mean <= 0x1p125; }
+/* Can float arithmetic hold them? */
 FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_is_plain(g->b) & fn_is_plain(g->c); }
 
 /* ---- half types: float16 and bfloat16 in memory, float in registers ---- */
@@ -23,7 +19,6 @@ FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
-#define TREE4(E, i) ADD(ADD(E(i), E((i) + 1)), ADD(E((i) + 2), E((i) + 3)))
 
 /* ---- float64 ---- */
 #define S double
@@ -112,11 +107,7 @@ FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_
 #define LOAD_T vf_load
 #define LOAD_P vf_load
 #define LOAD_P_N vf_load_n
-#define ADD4_AT acc32_add4_at
-#define SQUARE_AT acc32_square_at
-#define SUMS_AT(sum, dot, g, x, mean) do { fn_acc32 m_ = {mean, mean}; acc32_sums_at(sum, dot, g, x, m_); } while (0)
-#define SUMS_EACH_AT(sum, dot, g, x, mean) do { fn_acc32 m_ = {vf_low(mean), vf_high(mean)}; acc32_sums_at(sum, dot, g, x, m_); } while (0)
-#define WEIGHTED_AT acc32_weighted_at
+#define WIDE_AT wide_load
 #include "arith32.h"
 #include "bodies.h"
 

@@ -7,29 +7,26 @@
 
 
 /* Σg and Σg·(x - mean) of one row, in double as in spans.h. */
-FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, vd mean) {
+FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, W mean) {
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
     ptrdiff_t i = 0, ahead = len < 8 * LINE ? 0 : SOON; /* short rows take longer than memory does */
     for (; i <= len - LANES; i += LANES) {
         fn_prefetch(x + i + ahead);
         fn_prefetch(dy + i + ahead);
-        if (gamma) WEIGHTED_AT(&a.sum, &a.dot, dy + i, gamma + i, x + i, mean);
-        else SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean);
+        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, WIDE_AT(dy + i), WIDE_P(gamma + i), WIDE_AT(x + i), mean);
+        else a = NAME(sums_add)(a, WIDE_AT(dy + i), WIDE_AT(x + i), mean);
     }
     if (i < len) {
         ptrdiff_t n = len - i;
-        V g = LOAD_N(dy + i, n), xi = LOAD_N(x + i, n);
-        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, LOAD_P_N(gamma + i, n), xi, mean);
-        else {
-            a.sum = ACC_ADD(a.sum, g);
-            a.dot = ACC_DOT(a.dot, g, xi, mean);
-        }
+        W g = WIDE(LOAD_N(dy + i, n)), xi = WIDE(LOAD_N(x + i, n));
+        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, WIDE(LOAD_P_N(gamma + i, n)), xi, mean);
+        else a = NAME(sums_add)(a, g, xi, mean);
     }
     return a;
 }
 
 FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len, const fn_norm *p, fn_sums *out) {
-    vd mean = vd_set1(p->mean);
+    W mean = WIDE_SET1(p->mean);
     *out = NAME(sums_of)(gv ? NAME(row_sums)(dyv, xv, gv, len, mean) : NAME(row_sums)(dyv, xv, NULL, len, mean), p->mean_lo);
 }
 
@@ -154,8 +151,8 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
 #undef ROWS
             for (ptrdiff_t j = 0; params && j < w; j += LANES) {
                 ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
-                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m);
-                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), LOAD_T(db + j)), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m);
+                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE(LOAD_T(dg + j))), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m);
+                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE(LOAD_T(db + j))), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m);
             }
         }
         if (seamed) {

@@ -123,6 +123,23 @@ FN_OUTLINE void NAME(gate_row)(const void *dyv, const void *yv, void *tov, ptrdi
     if (i < len) STORE_N(to + i, POSITIVE(LOAD_N(y + i, len - i), LOAD_N(dy + i, len - i)), len - i);
 }
 
+/* Σx² of a contiguous run; meanwhile what lies `ahead` of it is fetched. */
+FN_INLINE fn_dd NAME(squares_of)(const S *x, ptrdiff_t len, ptrdiff_t ahead) {
+    ACC even = ACC_ZERO(), odd = ACC_ZERO();
+    ptrdiff_t i = 0;
+    for (; i <= len - 2 * LANES; i += 2 * LANES) {
+        W x0 = WIDE_AT(x + i), x1 = WIDE_AT(x + i + LANES);
+        if (ahead) { fn_prefetch(x + i + ahead); fn_prefetch(x + i + LANES + ahead); }
+        even = ACC_PRODUCT(even, x0, x0);
+        odd = ACC_PRODUCT(odd, x1, x1);
+    }
+    for (; i < len; i += LANES) {
+        W x0 = WIDE(NAME(col_load)(x + i, len - i < LANES ? len - i : LANES));
+        even = ACC_PRODUCT(even, x0, x0);
+    }
+    return ACC_SUM(ACC_JOIN(even, odd));
+}
+
 /* Moments of one row, about its mean or about zero. */
 FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn_moments *m) {
     const S *x = xv;
@@ -134,16 +151,7 @@ FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn
     fn_dd q = {0, 0};
     for (ptrdiff_t i = 0; i < len; i += FN_BLOCK) {
         ptrdiff_t n = len - i < FN_BLOCK ? len - i : FN_BLOCK;
-        fn_dd b = ACC_SUM(NAME(squares_span)(ACC_ZERO(), x + i, n, SET1(0), n == FN_BLOCK ? FN_BLOCK : 0));
-#ifdef WIDER
-        if (FN_UNLIKELY(!fn_in_safe_range(b.hi, (double)n))) {
-            fn_moments w;
-            WIDER(row_moments)(x + i, n, 0, &w);
-            b.hi = w.m2;
-            b.lo = 0;
-        }
-#endif
-        q = fn_dd_add(q, b);
+        q = fn_dd_add(q, NAME(squares_of)(x + i, n, n == FN_BLOCK ? FN_BLOCK : 0));
     }
     m->n = (double)len;
     m->sum = m->sum_lo = m->mean = m->mean_lo = 0;
@@ -160,31 +168,21 @@ FN_INLINE void NAME(moments_of_row)(const S *x, ptrdiff_t len, int centred, fn_e
 
 /* Moments of `rows` rows of one block each; what happens once per row is done for all of them in vectors. */
 FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, fn_eight *v) {
-    double hi[FN_ROWS] = {0}, lo[FN_ROWS] = {0};
-    T c[LANES];
-    vd n = vd_set1((double)len);
+    double hi[FN_ROWS] = {0}, lo[FN_ROWS] = {0}, q[FN_ROWS] = {0};
     for (ptrdiff_t k = 0; k < rows; k++) {
-        fn_dd sum = ACC_SUM(NAME(sum_span)(ACC_ZERO(), x + k * len, len, 0));
+        NAME(look) a = NAME(look_span)(NAME(look_zero)(), x + k * len, len, 0);
+        fn_dd sum = ACC_SUM(a.sum);
         hi[k] = sum.hi;
         lo[k] = sum.lo;
+        q[k] = ACC_SUM(NAME(look_squares)(a)).hi;
     }
-    fn_vdd mean = vdd_div(vdd_at(hi, lo, FN_ROWS), n);
+    fn_vdd mean = vdd_div(vdd_at(hi, lo, FN_ROWS), vd_set1((double)len));
     vdd_put(v->mean, v->mean_lo, mean, FN_ROWS);
-    PUT8(c, mean.hi);
-    for (ptrdiff_t k = 0; k < rows; k++) {
-        fn_dd q = ACC_SUM(NAME(squares_span)(ACC_ZERO(), x + k * len, len, SET1(c[k]), 0));
-        hi[k] = q.hi;
-        lo[k] = q.lo;
-    }
-    vd d = vd_add(vd_sub(mean.hi, GET8(c)), mean.lo);
-    vd m2 = vd_add(vd_sub(vd_load(hi), vd_mul(n, vd_mul(d, d))), vd_load(lo));
-    vd_store(v->m2, vd_zero_below(m2, vd_zero(), m2));
-#ifdef WIDER
-    if (FN_LIKELY(vl_all(vl_and(vd_between(vd_load(v->m2), (double)len * 0x1p-100, 0x1p100), vd_between(mean.hi, -0x1p125, 0x1p125))))) return;
+    vd m2 = vd_sub(vd_load(q), vd_mul(vd_load(hi), mean.hi));
+    vd_store(v->m2, m2);
+    if (FN_LIKELY(vl_all(vd_at_most(vd_mul(vd_load(q), vd_set1(FN_KEPT)), m2)))) return;
     for (ptrdiff_t k = 0; k < rows; k++)
-        if (!fn_in_safe_range(v->m2[k], (double)len) || !(v->mean[k] >= -0x1p125 && v->mean[k] <= 0x1p125))
-            WIDER(moments_of_row)(x + k * len, len, 1, v, k);
-#endif
+        if (!fn_is_kept(v->m2[k], q[k])) NAME(moments_of_row)(x + k * len, len, 1, v, k);
 }
 
 /* Layer norm (centred) or RMS norm of `rows` rows; stat receives mean and rstd of each. sum, when not NULL, receives
@@ -208,7 +206,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
         }
-        if (centred && len <= FN_BLOCK) NAME(some_moments)(in, some, len, &v);
+        if (EXACT_SQUARES && centred && len <= FN_BLOCK) NAME(some_moments)(in, some, len, &v);
         else
             for (ptrdiff_t k = 0; k < some; k++) NAME(moments_of_row)(in + k * len, len, centred, &v, k);
         vd mean = vd_load(v.mean), m2 = vd_load(v.m2);

@@ -53,13 +53,13 @@ FN_INLINE void NAME(row_lse)(const S *x, S *y, ptrdiff_t len, T *max, double *su
         V e0 = NAME(exp_below)(LOAD(x + i), m), e1 = NAME(exp_below)(LOAD(x + i + LANES), m);
         V e2 = NAME(exp_below)(LOAD(x + i + 2 * LANES), m), e3 = NAME(exp_below)(LOAD(x + i + 3 * LANES), m);
         if (y) { STORE(y + i, e0); STORE(y + i + LANES, e1); STORE(y + i + 2 * LANES, e2); STORE(y + i + 3 * LANES, e3); }
-        acc = ACC_ADD4(acc, e0, e1, e2, e3); /* in double: a small cost is the log of 1 and a little */
+        acc = ACC_ADD4(acc, WIDE(e0), WIDE(e1), WIDE(e2), WIDE(e3)); /* in double: a small cost is the log of 1 and a little */
     }
     for (; i < len; i += LANES) {
         ptrdiff_t n = len - i < LANES ? len - i : LANES;
         V e = NAME(exp_below)(NAME(col_load)(x + i, n), m);
         if (n < LANES) { e = FIRST(e, n); if (y) STORE_N(y + i, e, n); } else if (y) STORE(y + i, e);
-        acc = ACC_ADD(acc, e);
+        acc = ACC_ADD(acc, WIDE(e));
     }
     fn_dd s = ACC_SUM(acc);
     *max = top;
@@ -110,7 +110,7 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
         for (; i < len; i += LANES) {
             ptrdiff_t n = len - i < LANES ? len - i : LANES;
             V g = NAME(col_load)(dy + i, n);
-            acc = ACC_ADD(acc, logarithm ? g : MUL(g, NAME(col_load)(y + i, n)));
+            acc = ACC_ADD(acc, WIDE(logarithm ? g : MUL(g, NAME(col_load)(y + i, n))));
         }
         fn_dd s = ACC_SUM(acc);
         V sum = SET1((T)(s.hi + s.lo));

@@ -2,82 +2,86 @@
 
    Included once per (storage S, arithmetic T). The method, per block of at most FN_BLOCK elements, which stays in L1:
 
-     pass 1   sum = Σx                in double lanes (double-double for float64): exact for all that matters
-              c   = fl(sum / n)       the centre, a constant block's own value exactly
-     pass 2   m2  = Σ(x - c)² - n·(mean - c)²
+     sum = Σx, q = Σx²           in one look, in double: the squares of floats are exact there
+     m2  = q - sum·mean
 
-   Squares are added in the storage precision as a tree of eight, then widened, so that few roundings, and independent ones,
-   separate a square from a double; the last few of a span are squared in double, because there is no crowd to average them. Nothing cancels: c is within half an ULP of the block's mean. Blocks are merged in index order. */
+   That loses what the mean outweighs the deviations by. Where less than a millionth of q would remain (a mean of 1000 standard
+   deviations), and for float64, whose squares no wider type holds, a second look takes the place of the last line:
 
-/* float64 has no wider type to add in: every square carries what it lost. */
-#define EXACT_SQUARES (sizeof(S) == 8)
+     c   = fl(mean)                the centre, a constant block's own value exactly
+     m2  = Σ(x - c)² - n·(mean - c)²
+
+   Nothing cancels: c is within half an ULP of the block's mean. Blocks are merged in index order. */
+
 #define FN_LONG 256 /* stores across cache lines cost more than a partial vector that avoids them */
 #define FN_BLOCK (16384 / (ptrdiff_t)sizeof(T))
 
-/* How four vectors `step` apart, the square of one about c, Σg and Σg·(x - mean), and the same with g = dy·gamma are added from memory. */
-#ifndef ADD4_AT
-#define ADD4_AT(acc, x, step) ACC_ADD4(acc, LOAD(x), LOAD((x) + (step)), LOAD((x) + 2 * (step)), LOAD((x) + 3 * (step)))
-#endif
-#ifndef SQUARE_AT
-#define SQUARE_AT(acc, x, c) ACC_SQUARE(acc, LOAD(x), c)
-#define SUMS_AT(sum, dot, g, x, mean) do { V g_ = LOAD(g); *(sum) = ACC_ADD(*(sum), g_); *(dot) = ACC_DOT(*(dot), g_, LOAD(x), mean); } while (0)
-#define SUMS_EACH_AT(sum, dot, g, x, mean) \
-    do { V g_ = LOAD(g); *(sum) = ACC_ADD(*(sum), g_); *(dot) = ACC_DOT_EACH(*(dot), g_, LOAD(x), mean); } while (0)
-#define WEIGHTED_AT(sum, dot, dy, gamma, x, mean) ACC_WEIGHTED(sum, dot, LOAD(dy), LOAD_P(gamma), LOAD(x), mean)
+/* A vector from memory, widened. */
+#ifndef WIDE_AT
+#define WIDE_AT(p) WIDE(LOAD(p))
 #endif
 
-/* Of four lines the sum fetches the first two, the squares the others: memory is busy during both. */
 #define LINE (64 / (ptrdiff_t)sizeof(S))
 #define SOON (8192 / (ptrdiff_t)sizeof(S)) /* how far a run is fetched ahead: 2 KB came too late, 4 KB and more made no difference */
-#define FETCH8(p) for (ptrdiff_t k = 0; k < 8 * LANES; k += LINE) if (k / LINE % 4 > 1) fn_prefetch((p) + k)
 
 FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
 FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
 
-/* Σx of one contiguous span; meanwhile what lies `ahead` of it is fetched. */
-FN_INLINE ACC NAME(sum_span)(ACC acc, const S *x, ptrdiff_t len, ptrdiff_t ahead) {
+/* Σx and, where they are exact, Σx²: in two parts, because each addition waits for the last one. */
+typedef struct { ACC sum, even, odd; } NAME(look);
+FN_INLINE NAME(look) NAME(look_zero)(void) { NAME(look) a = {ACC_ZERO(), ACC_ZERO(), ACC_ZERO()}; return a; }
+FN_INLINE NAME(look) NAME(look_at)(NAME(look) a, W x) {
+    a.sum = ACC_ADD(a.sum, x);
+    if (EXACT_SQUARES) a.even = ACC_PRODUCT(a.even, x, x);
+    return a;
+}
+FN_INLINE NAME(look) NAME(look_at4)(NAME(look) a, const S *x, ptrdiff_t step) {
+    W x0 = WIDE_AT(x), x1 = WIDE_AT(x + step), x2 = WIDE_AT(x + 2 * step), x3 = WIDE_AT(x + 3 * step);
+    a.sum = ACC_ADD4(a.sum, x0, x1, x2, x3);
+    if (EXACT_SQUARES) {
+        a.even = ACC_PRODUCT(ACC_PRODUCT(a.even, x0, x0), x2, x2);
+        a.odd = ACC_PRODUCT(ACC_PRODUCT(a.odd, x1, x1), x3, x3);
+    }
+    return a;
+}
+FN_INLINE ACC NAME(look_squares)(NAME(look) a) { return EXACT_SQUARES ? ACC_JOIN(a.even, a.odd) : ACC_ZERO(); }
+
+/* One contiguous span; meanwhile what lies `ahead` of it is fetched. */
+FN_INLINE NAME(look) NAME(look_span)(NAME(look) a, const S *x, ptrdiff_t len, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
     for (; i <= len - 4 * LANES; i += 4 * LANES) {
-        if (ahead) { fn_prefetch(x + i + ahead); fn_prefetch(x + i + ahead + LINE); }
-        acc = ADD4_AT(acc, x + i, LANES);
+        if (ahead) for (ptrdiff_t k = 0; k < 4 * LANES; k += LINE) fn_prefetch(x + i + k + ahead);
+        a = NAME(look_at4)(a, x + i, LANES);
     }
-    for (; i <= len - LANES; i += LANES) acc = ACC_ADD(acc, LOAD(x + i));
-    if (i < len) acc = ACC_ADD(acc, LOAD_N(x + i, len - i));
-    return acc;
+    for (; i <= len - LANES; i += LANES) a = NAME(look_at)(a, WIDE_AT(x + i));
+    if (i < len) a = NAME(look_at)(a, WIDE(LOAD_N(x + i, len - i)));
+    return a;
 }
 
-/* Σ(x - c)² of one contiguous span; meanwhile what lies `ahead` of it is fetched. */
-#define SQUARE(k) NAME(square)(x + i + (k) * LANES, c)
-FN_INLINE V NAME(square)(const S *x, V c) { V d = SUB(LOAD(x), c); return MUL(d, d); }
-FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c, ptrdiff_t ahead) {
+/* Σ(x - c)² of one contiguous span. */
+FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c) {
     ptrdiff_t i = 0;
-    if (!EXACT_SQUARES)
-        for (; i <= len - 8 * LANES; i += 8 * LANES) {
-            if (ahead) FETCH8(x + i + ahead);
-            acc = ACC_ADD(acc, ADD(TREE4(SQUARE, 0), TREE4(SQUARE, 4)));
-        }
-    for (; i <= len - LANES; i += LANES) {
-        if (ahead) fn_prefetch(x + i + ahead);
-        acc = SQUARE_AT(acc, x + i, c);
-    }
-    if (i < len) acc = ACC_SQUARE(acc, FIRST_OR(LOAD_N(x + i, len - i), c, len - i), c);
+    for (; i <= len - LANES; i += LANES) acc = ACC_SQUARE(acc, WIDE_AT(x + i), WIDE(c));
+    if (i < len) acc = ACC_SQUARE(acc, WIDE(FIRST_OR(LOAD_N(x + i, len - i), c, len - i)), WIDE(c));
     return acc;
 }
 
 /* One block: sum (hi, lo), mean and m2 of `count` spans of `len`. The next one lies `ahead`. */
 FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t stride, ptrdiff_t ahead, fn_dd *sum, fn_moments *b) {
-    ACC acc = ACC_ZERO();
-    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(sum_span)(acc, x + k * stride, len, ahead);
-    double n = (double)(len * count);
-    *sum = ACC_SUM(acc);
+    NAME(look) a = NAME(look_zero)();
+    for (ptrdiff_t k = 0; k < count; k++) a = NAME(look_span)(a, x + k * stride, len, ahead);
+    double n = (double)(len * count), q = EXACT_SQUARES ? ACC_SUM(NAME(look_squares)(a)).hi : NAN;
+    *sum = ACC_SUM(a.sum);
     fn_dd mean = fn_dd_div(*sum, n);
-    T c = (T)mean.hi;
-    double r = (mean.hi - (double)c) + mean.lo;
-    acc = ACC_ZERO();
-    V cv = SET1(c);
-    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(squares_span)(acc, x + k * stride, len, cv, ahead);
-    fn_dd q = ACC_SUM(acc);
-    double m2 = (q.hi - n * (r * r)) + q.lo;
+    double m2 = q - sum->hi * mean.hi;
+    if (FN_UNLIKELY(!fn_is_kept(m2, q))) {
+        T c = (T)mean.hi;
+        double r = (mean.hi - (double)c) + mean.lo;
+        ACC acc = ACC_ZERO();
+        for (ptrdiff_t k = 0; k < count; k++) acc = NAME(squares_span)(acc, x + k * stride, len, SET1(c));
+        fn_dd about = ACC_SUM(acc);
+        m2 = (about.hi - n * (r * r)) + about.lo;
+    }
     b->n = n;
     b->sum = sum->hi;
     b->sum_lo = sum->lo;
@@ -85,16 +89,6 @@ FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t
     b->mean_lo = mean.lo;
     b->m2 = m2 < 0 ? 0 : m2;
 }
-
-#ifdef WIDER
-#define BLOCK_CHECKED(x, len, count, stride, ahead, sum, b)                                                                     \
-    do {                                                                                                                 \
-        NAME(block)(x, len, count, stride, ahead, sum, b);                                                                      \
-        if (FN_UNLIKELY(!fn_square_sum_is_safe(b))) WIDER(block)(x, len, count, stride, 0, sum, b);                         \
-    } while (0)
-#else
-#define BLOCK_CHECKED NAME(block)
-#endif
 
 FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
     const S *x = xv;
@@ -106,7 +100,7 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
     if (pieces == 1) piece = s.len;
     if (pieces == 1 && s.count <= group && s.len > 0) {
         fn_dd sum;
-        BLOCK_CHECKED(x, s.len, s.count, s.stride, 0, &sum, out);
+        NAME(block)(x, s.len, s.count, s.stride, 0, &sum, out);
         return;
     }
     fn_dd sum = {0, 0}, q = {0, 0};
@@ -118,7 +112,7 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
             fn_dd block_sum;
             fn_moments b;
             ptrdiff_t ahead = i + piece < s.len ? piece : spans * s.stride - i;
-            BLOCK_CHECKED(x + k * s.stride + i, len, spans, s.stride, ahead, &block_sum, &b);
+            NAME(block)(x + k * s.stride + i, len, spans, s.stride, ahead, &block_sum, &b);
             if (n == 0) { centre = b.mean; centre_lo = b.mean_lo; }
             double shift = (b.mean - centre) + (b.mean_lo - centre_lo);
             sum = fn_dd_add(sum, block_sum);
@@ -230,6 +224,11 @@ FN_INLINE V NAME(gate)(V dy, V x, V res, NAME(affine_v) v, int has_res, int relu
 }
 
 typedef struct { ACC sum, dot; } NAME(sums);
+FN_INLINE NAME(sums) NAME(sums_add)(NAME(sums) a, W g, W x, W mean) {
+    a.sum = ACC_ADD(a.sum, g);
+    a.dot = ACC_DOT(a.dot, g, x, mean);
+    return a;
+}
 
 /* The two sums with all that they carry, about the whole mean. */
 FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a, double mean_lo) {
@@ -240,22 +239,20 @@ FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a, double mean_lo) {
 
 /* Σdy and Σdy·(x - mean) of one span, every product and sum in double: they may cancel. */
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len,
-                                          NAME(affine_v) v, vd mean, int has_res, int relu, ptrdiff_t ahead) {
+                                          NAME(affine_v) v, W mean, int has_res, int relu, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
     for (; i <= len - LANES; i += LANES) {
         fn_prefetch(x + i + ahead);
         fn_prefetch(dy + i + ahead);
-        if (!relu) { SUMS_AT(&a.sum, &a.dot, dy + i, x + i, mean); continue; }
+        if (!relu) { a = NAME(sums_add)(a, WIDE_AT(dy + i), WIDE_AT(x + i), mean); continue; }
         V xi = LOAD(x + i), g = NAME(gate)(LOAD(dy + i), xi, has_res ? LOAD(res + i) : xi, v, has_res, relu);
-        a.sum = ACC_ADD(a.sum, g);
-        a.dot = ACC_DOT(a.dot, g, xi, mean);
+        a = NAME(sums_add)(a, WIDE(g), WIDE(xi), mean);
     }
     if (i < len) {
         ptrdiff_t n = len - i;
         V xi = LOAD_N(x + i, n);
         V g = FIRST(NAME(gate)(LOAD_N(dy + i, n), xi, has_res ? LOAD_N(res + i, n) : xi, v, has_res, relu), n);
-        a.sum = ACC_ADD(a.sum, g);
-        a.dot = ACC_DOT(a.dot, g, xi, mean);
+        a = NAME(sums_add)(a, WIDE(g), WIDE(xi), mean);
     }
     return a;
 }
@@ -267,7 +264,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
 #endif
     const S *dy = dyv, *x = xv, *res = rv;
     NAME(affine_v) v = NAME(split)(p);
-    vd mean = vd_set1(p->mean);
+    W mean = WIDE_SET1(p->mean);
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
     int relu = flags & FN_RELU;
     ptrdiff_t most = s.len > SOON ? (s.len - SOON) / LANES * LANES : 0; /* of a span, until the next one is fetched */

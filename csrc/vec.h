@@ -2,12 +2,12 @@
 
    A logical vector is 64 bytes on every instruction set: vf holds 16 floats, vd 8 doubles, each a struct of native
    vectors (four of SSE2 or NEON, two of AVX2, one of AVX-512). Because the logical width is fixed and every operation is
-   a single IEEE operation per lane (no fused multiply-add, no reassociation), a kernel written in this vocabulary gives
-   the same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter into memory traffic at the
+   a single IEEE operation per lane (no reassociation, and a multiply-add is fused only where the product is exact), a kernel
+   written in this vocabulary gives the same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter into memory traffic at the
    narrower levels (12 GB/s in place of 88 for a sum of squares at AVX2).
 
    The level is chosen by the translation unit that includes this file (level_*.c): FN_LEVEL is 0 baseline (SSE2),
-   2 AVX2 + F16C, 3 AVX-512 (F, BW, DQ, VL), 4 NEON. Any other machine with gcc or clang takes level 0 without
+   2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL), 4 NEON. Any other machine with gcc or clang takes level 0 without
    intrinsics. Intrinsics and compiler extensions live in this header and nowhere else. */
 #ifndef FN_VEC_H
 #define FN_VEC_H
@@ -95,6 +95,23 @@ FN_INLINE vd vd_add(vd a, vd b) { FN_EACH(p, a.v[p] += b.v[p]); return a; }
 FN_INLINE vd vd_sub(vd a, vd b) { FN_EACH(p, a.v[p] -= b.v[p]); return a; }
 FN_INLINE vd vd_mul(vd a, vd b) { FN_EACH(p, a.v[p] *= b.v[p]); return a; }
 FN_INLINE vd vd_div(vd a, vd b) { FN_EACH(p, a.v[p] /= b.v[p]); return a; }
+
+/* c + a·b where double holds the product exactly: one rounding, so that fused or not the bits are the same. */
+#if FN_LEVEL == 3
+FN_INLINE vd vd_add_exact(vd c, vd a, vd b) { c.v[0] = (fn_nd)_mm512_fmadd_pd((__m512d)a.v[0], (__m512d)b.v[0], (__m512d)c.v[0]); return c; }
+#elif FN_LEVEL == 2
+FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
+    FN_EACH(p, c.v[p] = (fn_nd)_mm256_fmadd_pd((__m256d)a.v[p], (__m256d)b.v[p], (__m256d)c.v[p]));
+    return c;
+}
+#elif defined(FN_ARM)
+FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
+    FN_EACH(p, c.v[p] = (fn_nd)vfmaq_f64((float64x2_t)c.v[p], (float64x2_t)a.v[p], (float64x2_t)b.v[p]));
+    return c;
+}
+#else
+FN_INLINE vd vd_add_exact(vd c, vd a, vd b) { return vd_add(c, vd_mul(a, b)); }
+#endif
 
 #if FN_LEVEL == 3
 FN_INLINE vd vd_sqrt(vd a) { a.v[0] = (fn_nd)_mm512_sqrt_pd((__m512d)a.v[0]); return a; }

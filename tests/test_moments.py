@@ -131,6 +131,27 @@ def test_neighbouring_numbers(n: int, dtype: str, rng: np.random.Generator) -> N
     check(np.ascontiguousarray(x.reshape(2, 100, n).swapaxes(1, 2)), 1)
 
 
+@every_dtype
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((40, 300), 1), ((300, 40), 0), ((20, 40, 7, 7), (0, 2, 3)), ((3, 40, 5000), (0, 2))]
+)
+def test_means_that_outweigh_deviations(
+    dtype: str, shape: tuple[int, ...], axis: Any, rng: np.random.Generator
+) -> None:
+    """Each set with its own ratio of mean to deviation, from 2 to 2^20: about zero or about the mean, alone or beside others."""
+    apart = [1 if i in (axis if isinstance(axis, tuple) else (axis,)) else n for i, n in enumerate(shape)]
+    ratio = np.repeat(2.0 ** np.arange(1, 21), 2) * np.tile([1, -1], 20)
+    x = ((rng.standard_normal(shape) + rng.permutation(ratio).reshape(apart)) / 64).astype(dtype_of(dtype))
+    check(x, axis)
+
+
+@every_dtype
+@pytest.mark.parametrize(("shape", "axis"), [((500, 150), 1), ((150, 500), 0), ((20, 40, 7, 7), (0, 2, 3))])
+def test_values_that_one_outweighs(dtype: str, shape: tuple[int, ...], axis: Any, rng: np.random.Generator) -> None:
+    """Cauchy numbers: one square may be all of the variance, and its roundings have no others to cancel."""
+    check(np.clip(rng.standard_cauchy(shape), -6e4, 6e4).astype(dtype_of(dtype)), axis)
+
+
 def test_sums_of_ten_million_values_keep_their_digits(rng: np.random.Generator) -> None:
     x = np.full(10**7, 0.1, np.float32)
     x[::2] = np.float32(0.3)

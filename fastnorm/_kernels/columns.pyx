@@ -3,8 +3,8 @@
 Design. Channels-last images and (N, C) arrays are matrices whose columns are channels; batch norm over spans too short to be
 worth a horizontal sum is one whose columns are pixels, `post` to a channel. A statistic owns `segment` neighbouring columns.
 
-The matrix is cut into tiles of whole statistics and bands of rows, by shape alone. A band of a tile stays in L2: its column
-sums give each statistic's centre, a second look gives the squares about it, and bands are merged in order. A tile is
+The matrix is cut into tiles of whole statistics and bands of rows, by shape alone. A band of a tile stays in L2 for the second
+look that the squares of some statistics need (csrc/spans.h); bands are merged in order. A tile is
 normalized right after its reduction, the last band, still in cache, first; when there are too few tiles for the threads, all
 threads first reduce bands, then normalize them.
 
@@ -30,18 +30,23 @@ cdef void reduce_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memor
     cdef Scratch s = scratch_of(a, memory)
     cdef double n = <double> (z.rows * a.segment)
     if a.segment == 1:
-        job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, out.sum, out.sum_lo)
+        job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, out.sum, out.sum_lo, out.m2)
         job.ops.channels.means(out.sum, out.sum_lo, n, z.statistics, out.mean, out.mean_lo)
-        job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, out.mean, out.m2)
-        job.ops.channels.recentre(out.m2, NULL, out.mean_lo, n, z.statistics)
+        if not job.ops.channels.centre(out.m2, NULL, out.sum, out.mean, z.statistics):
+            job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, out.mean, s.columns.sum)
+            job.ops.channels.recentre(s.columns.sum, NULL, out.mean_lo, n, z.statistics)
+            job.ops.channels.mend(out.m2, s.columns.sum, z.statistics)
         return
-    job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, s.columns.sum, s.columns.sum_lo)
+    job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, s.columns.sum, s.columns.sum_lo, s.columns.dot)
     job.ops.channels.add_runs(s.columns.sum, s.columns.sum_lo, a.segment, z.statistics, out.sum, out.sum_lo)
+    job.ops.channels.add_runs(s.columns.dot, NULL, a.segment, z.statistics, out.m2, s.runs.m2)
     job.ops.channels.means(out.sum, out.sum_lo, n, z.statistics, out.mean, out.mean_lo)
-    spread(out.mean, z.statistics, a.segment, s.columns.dot)
-    job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, s.columns.dot, s.columns.sum)
-    job.ops.channels.add_runs(s.columns.sum, NULL, a.segment, z.statistics, out.m2, s.runs.m2)
-    job.ops.channels.recentre(out.m2, s.runs.m2, out.mean_lo, n, z.statistics)
+    if not job.ops.channels.centre(out.m2, s.runs.m2, out.sum, out.mean, z.statistics):
+        spread(out.mean, z.statistics, a.segment, s.columns.dot)
+        job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, s.columns.dot, s.columns.sum)
+        job.ops.channels.add_runs(s.columns.sum, NULL, a.segment, z.statistics, s.runs.sum, s.runs.m2)
+        job.ops.channels.recentre(s.runs.sum, s.runs.m2, out.mean_lo, n, z.statistics)
+        job.ops.channels.mend(out.m2, s.runs.sum, z.statistics)
 
 
 # The bands of tile v (of samples × tiles) into its statistics: sums added, squares moved to the common mean.

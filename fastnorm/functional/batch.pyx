@@ -122,8 +122,8 @@ def batch_norm_backward(dy, ctx, *, out=None):
 def moments(x, axis=None, *, ddof=0, keepdims=False):
     """mean = Σx/m and var = Σ(x - mean)²/(m - ddof) over the given axes (all of them by default).
 
-    One pass over memory, without the cancellation of E[x²] - E[x]²: a corrected two-pass within each block (Chan, Golub and
-    LeVeque 1983), blocks merged by Chan's formula.
+    One pass over memory, without the cancellation of E[x²] - E[x]²: sums in double over each block, and where the mean outweighs
+    the deviations a corrected two-pass (Chan, Golub and LeVeque 1983); blocks merged by Chan's formula.
 
     Parameters
     ----------
