@@ -181,8 +181,10 @@ FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, fn_
     vd m2 = vd_sub(vd_load(q), vd_mul(vd_load(hi), mean.hi));
     vd_store(v->m2, m2);
     if (FN_LIKELY(vl_all(vd_at_most(vd_mul(vd_load(q), vd_set1(FN_KEPT)), m2)))) return;
-    for (ptrdiff_t k = 0; k < rows; k++)
-        if (!fn_is_kept(v->m2[k], q[k])) NAME(moments_of_row)(x + k * len, len, 1, v, k);
+    for (ptrdiff_t k = 0; k < rows; k++) {
+        fn_dd about = {v->mean[k], v->mean_lo[k]};
+        if (!fn_is_kept(v->m2[k], q[k])) v->m2[k] = NAME(second_look)(x + k * len, len, 1, 0, about);
+    }
 }
 
 /* Layer norm (centred) or RMS norm of `rows` rows; stat receives mean and rstd of each. sum, when not NULL, receives

@@ -66,6 +66,17 @@ FN_INLINE ACC NAME(squares_span)(ACC acc, const S *x, ptrdiff_t len, V c) {
     return acc;
 }
 
+/* m2 of `count` spans about c, then about their mean. */
+FN_OUTLINE double NAME(second_look)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t stride, fn_dd mean) {
+    T c = (T)mean.hi;
+    double r = (mean.hi - (double)c) + mean.lo;
+    ACC acc = ACC_ZERO();
+    for (ptrdiff_t k = 0; k < count; k++) acc = NAME(squares_span)(acc, x + k * stride, len, SET1(c));
+    fn_dd q = ACC_SUM(acc);
+    double m2 = (q.hi - (double)(len * count) * (r * r)) + q.lo;
+    return m2 < 0 ? 0 : m2;
+}
+
 /* One block: sum (hi, lo), mean and m2 of `count` spans of `len`. The next one lies `ahead`. */
 FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t stride, ptrdiff_t ahead, fn_dd *sum, fn_moments *b) {
     NAME(look) a = NAME(look_zero)();
@@ -74,20 +85,13 @@ FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t
     *sum = ACC_SUM(a.sum);
     fn_dd mean = fn_dd_div(*sum, n);
     double m2 = q - sum->hi * mean.hi;
-    if (FN_UNLIKELY(!fn_is_kept(m2, q))) {
-        T c = (T)mean.hi;
-        double r = (mean.hi - (double)c) + mean.lo;
-        ACC acc = ACC_ZERO();
-        for (ptrdiff_t k = 0; k < count; k++) acc = NAME(squares_span)(acc, x + k * stride, len, SET1(c));
-        fn_dd about = ACC_SUM(acc);
-        m2 = (about.hi - n * (r * r)) + about.lo;
-    }
+    if (FN_UNLIKELY(!fn_is_kept(m2, q))) m2 = NAME(second_look)(x, len, count, stride, mean);
     b->n = n;
     b->sum = sum->hi;
     b->sum_lo = sum->lo;
     b->mean = mean.hi;
     b->mean_lo = mean.lo;
-    b->m2 = m2 < 0 ? 0 : m2;
+    b->m2 = m2;
 }
 
 FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
