@@ -66,6 +66,8 @@
 #undef FN_TILE
 #undef FN_ROWS
 #undef SOON
+#undef FETCH
+#undef ITSELF
 #undef LINE
 #undef GATED
 #undef ROW_OUT

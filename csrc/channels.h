@@ -207,6 +207,19 @@ FN_OUTLINE int fn_are_plain(const fn_norms *p, const fn_grads *g, ptrdiff_t from
     })
     return vl_all(all);
 }
+/* Are all means of channels from .. from + count near zero (1), none (0) or some (-1)? */
+FN_OUTLINE int fn_are_near(const fn_norms *p, ptrdiff_t from, ptrdiff_t count) {
+    if (p->given) return 0;
+    vd kept = vd_set1(FN_KEPT);
+    vl all = vd_at_most(vd_zero(), kept);
+    EACH_EIGHT(count, {
+        vd mean = fn_at(p->mean + from + k, n);
+        all = vl_and(all, vd_at_most(vd_mul(vd_mul(mean, mean), kept), fn_at(p->var + from + k, n)));
+    })
+    if (FN_LIKELY(vl_all(all))) return 1;
+    for (ptrdiff_t k = from; k < from + count; k++) if (fn_is_near(p->mean[k], p->var[k])) return -1;
+    return 0;
+}
 FN_INLINE int fn_is_wide(const fn_norms *p, const fn_grads *g, ptrdiff_t k) {
     return fn_needs_wide(p->mean[k], p->var[k] * p->number, p->scale[k]) ||
            (g && !(fn_is_plain(g->a[k]) & fn_is_plain(g->b[k]) & fn_is_plain(g->c[k])));
@@ -219,7 +232,7 @@ FN_INLINE ptrdiff_t fn_alike(const fn_norms *p, const fn_grads *g, ptrdiff_t fro
     return end < w ? end : w;
 }
 FN_INLINE fn_norms fn_norms_from(const fn_norms *p, ptrdiff_t k) {
-    fn_norms r = {p->mean + k, p->mean_lo + k, p->scale + k, p->shift ? p->shift + k : NULL, p->var + k, p->number};
+    fn_norms r = {p->mean + k, p->mean_lo + k, p->scale + k, p->shift ? p->shift + k : NULL, p->var + k, p->number, p->given};
     return r;
 }
 FN_INLINE fn_grads fn_grads_from(const fn_grads *g, ptrdiff_t k) { fn_grads r = {g->a + k, g->b + k, g->c + k}; return r; }

@@ -5,7 +5,7 @@
 
 /* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
 FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
-                                        NAME(affine_v) v, int has_res, int relu) {
+                                        NAME(affine_v) v, int near, int has_res, int relu) {
     NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
     if (rows == 4) {
         NAME(col_fetch)(dy, 4, stride);
@@ -13,22 +13,23 @@ FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, p
     }
     _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
-        if (!relu && n == LANES) { s = NAME(sums_add)(s, WIDE_AT(dy + o), WIDE_AT(x + o), WIDE(v.hi)); continue; }
+        if (!relu && n == LANES) { s = NAME(sums_add)(s, WIDE_AT(dy + o), WIDE_AT(x + o), WIDE(v.hi), near); continue; }
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
-        s = NAME(sums_add)(s, WIDE(g), WIDE(xi), WIDE(v.hi));
+        s = NAME(sums_add)(s, WIDE(g), WIDE(xi), WIDE(v.hi), near);
     }
     return s;
 }
 
 FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
-                                   const NAME(col_norms) *p, int has_res, int relu, fn_planes to) {
+                                   const NAME(col_norms) *p, int near, int has_res, int relu, fn_planes to) {
 #define BODY(row, rows, n)                                                                                               \
     do {                                                                                                                 \
         ptrdiff_t o = (row) * stride + j;                                                                                \
-        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), has_res, relu); \
-        ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n);                                                                  \
-        ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n);                                                                  \
+        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), \
+                                          near, has_res, relu);                                                          \
+        ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n);                                                                    \
+        ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n);                                                                    \
     } while (0)
     ptrdiff_t r = 0;
     for (; r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, res += has_res ? 4 * stride : 0) EACH_COLUMN(w, 4, 1, BODY);
@@ -36,45 +37,64 @@ FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdif
 #undef BODY
 }
 
-FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows, ptrdiff_t width,
-                                    ptrdiff_t stride, const fn_norms *p, ptrdiff_t post, int flags, fn_planes to) {
+/* The sums of w columns from t on, about the means of their channels. */
+FN_OUTLINE void NAME(col_grad_piece)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t m,
+                                     const fn_norms *p, ptrdiff_t t, ptrdiff_t post, int near, int relu, fn_planes to) {
     NAME(col_norms) v;
     double room[4][FN_TILE];
+    fn_planes many = {room[0], room[1], room[2], room[3]}, q = m > 1 ? many : to;
+    NAME(col_split)(p, t, w, post, m, 0, &v);
+    for (ptrdiff_t j = 0; j < m * w; j++) q.sum[j] = q.sum_lo[j] = q.dot[j] = q.dot_lo[j] = 0;
+#define BODY(r, near, has_res, relu)                                                                                     \
+    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v,   \
+                                              near, has_res, relu, q))
+    if (GENERIC || near != EXACT_SQUARES) BODY(res ? res + done * stride : NULL, 0, res != NULL, relu)
+    else if (!relu) BODY(NULL, EXACT_SQUARES, 0, 0)
+    else if (!res) BODY(NULL, EXACT_SQUARES, 0, 1)
+    else BODY(res + done * stride, EXACT_SQUARES, 1, 1)
+#undef BODY
+    if (m > 1) {
+        fn_fold(q.sum, q.sum_lo, w, m, to.sum, to.sum_lo);
+        fn_fold(q.dot, q.dot_lo, w, m, to.dot, to.dot_lo);
+    }
+    /* What of the mean is to be taken off yet: all, or what hi lacks; pad is 0. */
+    if (post == 1)
+        EACH_EIGHT(w, {
+            vd mean = fn_at(p->mean + t + k, n), rest = near ? mean : vd_sub(mean, GET8(v.hi + k));
+            rest = vd_add(rest, fn_at(p->mean_lo + t + k, n));
+            fn_put(to.dot_lo + k, vd_sub(fn_at(to.dot_lo + k, n), vd_mul(rest, fn_at(to.sum + k, n))), n);
+        })
+    else
+        for (ptrdiff_t j = 0, k = t / post; j < w; k++) {
+            double rest = (p->mean[k] - (near ? 0 : (double)v.hi[j])) + p->mean_lo[k];
+            for (ptrdiff_t last = NAME(channel_end)(k, post, t, w); j < last; j++) to.dot_lo[j] -= rest * to.sum[j];
+        }
+}
+
+FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows, ptrdiff_t width,
+                                    ptrdiff_t stride, const fn_norms *p, ptrdiff_t post, int flags, fn_planes to) {
     int relu = flags & FN_RELU;
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
-        ptrdiff_t w = width - t < piece ? width - t : piece;
+        ptrdiff_t w = width - t < piece ? width - t : piece, first = t / post, channels = (t + w - 1) / post + 1 - first;
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
-        fn_planes end = {to.sum + t, to.sum_lo + t, to.dot + t, to.dot_lo + t}, q = {room[0], room[1], room[2], room[3]};
-        if (m == 1) q = end;
-        NAME(col_split)(p, t, w, post, m, 0, &v);
-        for (ptrdiff_t j = 0; j < m * w; j++) q.sum[j] = q.sum_lo[j] = q.dot[j] = q.dot_lo[j] = 0;
-#define BODY(r, has_res, relu) \
-    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v, has_res, relu, q))
-        if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu)
-        else if (!relu) BODY(NULL, 0, 0)
-        else if (!res) BODY(NULL, 0, 1)
-        else BODY(res + done * stride, 1, 1)
-#undef BODY
-        if (m > 1) {
-            fn_fold(q.sum, q.sum_lo, w, m, end.sum, end.sum_lo);
-            fn_fold(q.dot, q.dot_lo, w, m, end.dot, end.dot_lo);
-        }
-        /* From about hi to about the mean; pad is 0. */
-        if (post == 1)
-            EACH_EIGHT(w, {
-                vd lo = vd_add(vd_sub(fn_at(p->mean + t + k, n), GET8(v.hi + k)), fn_at(p->mean_lo + t + k, n));
-                fn_put(end.dot_lo + k, vd_sub(fn_at(end.dot_lo + k, n), vd_mul(lo, fn_at(end.sum + k, n))), n);
-            })
-        else
-            for (ptrdiff_t j = 0, k = t / post; j < w; k++) {
-                double lo = (p->mean[k] - (double)v.hi[j]) + p->mean_lo[k];
-                for (ptrdiff_t last = NAME(channel_end)(k, post, t, w); j < last; j++) end.dot_lo[j] -= lo * end.sum[j];
+        fn_planes end = {to.sum + t, to.sum_lo + t, to.dot + t, to.dot_lo + t};
+        int near = EXACT_SQUARES ? fn_are_near(p, first, channels) : 0;
+        NAME(col_grad_piece)(dy, x, res, rows, w, stride, m, p, t, post, near != 0, relu, end);
+        if (FN_UNLIKELY(near < 0)) { /* both kinds: once more for those that are far */
+            double room[4][FN_TILE];
+            fn_planes far = {room[0], room[1], room[2], room[3]};
+            NAME(col_grad_piece)(dy, x, res, rows, w, stride, m, p, t, post, 0, relu, far);
+            for (ptrdiff_t j = 0; j < w; j++) {
+                ptrdiff_t k = (t + j) / post;
+                if (fn_is_near(p->mean[k], p->var[k])) continue;
+                end.dot[j] = far.dot[j];
+                end.dot_lo[j] = far.dot_lo[j];
             }
+        }
 #ifdef WIDER
         /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
-        ptrdiff_t first = t / post;
-        if (FN_LIKELY(fn_are_plain(p, NULL, first, (t + w - 1) / post + 1 - first))) continue;
+        if (FN_LIKELY(fn_are_plain(p, NULL, first, channels))) continue;
         for (ptrdiff_t j = 0; j < w; j++) {
             ptrdiff_t k = (t + j) / post;
             if (!fn_is_wide(p, NULL, k)) continue;

@@ -19,8 +19,8 @@
 typedef struct { double n, sum, sum_lo, mean, mean_lo, m2; } fn_moments;
 
 /* y = (x - mean)·scale + shift, one set of numbers for a whole span. `wide` asks for double arithmetic where float would
-   overflow or lose everything to underflow (fn_needs_wide). */
-typedef struct { double mean, mean_lo, scale, shift; int wide; } fn_norm;
+   overflow or lose everything to underflow (fn_needs_wide); `near` tells grad_sums that the mean is near zero (fn_is_near). */
+typedef struct { double mean, mean_lo, scale, shift; int wide, near; } fn_norm;
 
 /* Σg and Σg·(x - mean), each hi + lo. */
 typedef struct { double sum, sum_lo, dot, dot_lo; } fn_sums;
@@ -29,8 +29,8 @@ typedef struct { double sum, sum_lo, dot, dot_lo; } fn_sums;
 typedef struct { double a, b, c; } fn_grad;
 
 /* The same for channels side by side, an array for each number. shift may be NULL: 0. `number` is that of the elements behind a
-   statistic, for the size of (x - mean)². */
-typedef struct { const double *mean, *mean_lo, *scale, *shift, *var; double number; } fn_norms;
+   statistic, for the size of (x - mean)²; `given` statistics are not those of the data. */
+typedef struct { const double *mean, *mean_lo, *scale, *shift, *var; double number; int given; } fn_norms;
 typedef struct { const double *a, *b, *c; } fn_grads;
 typedef struct { double *sum, *sum_lo, *dot, *dot_lo; } fn_planes;
 

@@ -14,13 +14,13 @@ FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptr
         fn_prefetch(x + i + ahead);
         fn_prefetch(dy + i + ahead);
         if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, WIDE_AT(dy + i), WIDE_P(gamma + i), WIDE_AT(x + i), mean);
-        else a = NAME(sums_add)(a, WIDE_AT(dy + i), WIDE_AT(x + i), mean);
+        else a = NAME(sums_add)(a, WIDE_AT(dy + i), WIDE_AT(x + i), mean, 0);
     }
     if (i < len) {
         ptrdiff_t n = len - i;
         W g = WIDE(LOAD_N(dy + i, n)), xi = WIDE(LOAD_N(x + i, n));
         if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, WIDE(LOAD_P_N(gamma + i, n)), xi, mean);
-        else a = NAME(sums_add)(a, g, xi, mean);
+        else a = NAME(sums_add)(a, g, xi, mean, 0);
     }
     return a;
 }

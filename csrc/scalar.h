@@ -48,6 +48,8 @@ FN_INLINE void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) {
    block: an eighth of an ULP of float. NaN is not. */
 #define FN_KEPT 0x1p-20
 FN_INLINE int fn_is_kept(double m2, double squares) { return m2 >= squares * FN_KEPT; }
+/* Is the mean so near zero, beside the deviations, that Σg·(x - mean) may be taken as Σg·x - mean·Σg? The same million. */
+FN_INLINE int fn_is_near(double mean, double var) { return var >= mean * mean * FN_KEPT; }
 FN_INLINE double fn_sqrt(double x) { return __builtin_sqrt(x); }
 
 /* 2^low ≤ |a| < 2^high, or a = 0. */

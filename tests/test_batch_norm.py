@@ -65,6 +65,28 @@ def test_training_values_and_gradients(shape: tuple[int, ...], axis: int, dtype:
 
 
 @every_dtype
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((16, 40, 6, 6), 1), ((70, 40), 1), ((5, 9, 13, 40), -1), ((2, 40, 900), 1)]
+)
+def test_near_and_far_means(shape: tuple[int, ...], axis: int, dtype: str, rng: np.random.Generator) -> None:
+    """Channels side by side whose means are 2 to 2^20 deviations; each has the bits that it has alone."""
+    half = dtype == "float16"
+    ratio = rng.permutation(np.repeat(2.0 ** np.arange(1, 21), 2) * np.tile([1, -1], 20)) / (64 if half else 1)
+    apart = [-1 if i == axis % len(shape) else 1 for i in range(len(shape))]
+    x = (rng.standard_normal(shape) / (64 if half else 1) + ratio.reshape(apart)).astype(dtype_of(dtype))
+    call = training(rng, shape, axis, dtype_of(dtype)).replaced(x=x)
+    dy = draw(rng, shape, dtype_of(dtype), 0.1)
+    check_exactly(call, exact.view("batch", shape, axis=axis), dy, 1e-5, f"{shape}, axis {axis}, {dtype}")
+    every = call.results(dy)
+    for c in (0, 7, 39):
+        only = np.full(shape, x.take([c], axis))
+        gamma, beta = (np.full(40, call.arguments[name][c]) for name in ("weight", "bias"))
+        alone = call.replaced(x=only, weight=gamma, bias=beta).results(np.full(shape, dy.take([c], axis)))
+        for field in ("y", "dx"):
+            same_bits(every[field].take(c, axis), alone[field].take(c, axis), f"channel {c} of {shape}: {field}")
+
+
+@every_dtype
 @pytest.mark.parametrize("given", [("weight",), ("bias",), ()])
 @pytest.mark.parametrize("shape", [(3, 5, 67), (35, 5)])
 def test_with_some_parameters(

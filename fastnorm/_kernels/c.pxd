@@ -7,7 +7,7 @@ cdef extern from "fastnorm.h" nogil:
         double n, sum, sum_lo, mean, mean_lo, m2
     ctypedef struct fn_norm:
         double mean, mean_lo, scale, shift
-        int wide
+        int wide, near
     ctypedef struct fn_sums:
         double sum, sum_lo, dot, dot_lo
     ctypedef struct fn_grad:
@@ -19,6 +19,7 @@ cdef extern from "fastnorm.h" nogil:
         const double *shift
         const double *var
         double number
+        int given
     ctypedef struct fn_grads:
         const double *a
         const double *b
@@ -106,6 +107,7 @@ cdef extern from "scalar.h" nogil:
     void fn_sums_add(fn_sums *a, const fn_sums *b) noexcept
     void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) noexcept
     int fn_is_plain(double a) noexcept
+    int fn_is_near(double mean, double var) noexcept
     int fn_needs_wide(double mean, double m2, double scale) noexcept
 
 cdef extern from "build.h" nogil:

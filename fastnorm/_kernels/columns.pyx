@@ -140,7 +140,7 @@ cdef fn_norms norms_of_cell(const Job *job, const Matrix *a, const Cell *z, cons
     p.var = spread(job.var + i, z.statistics, each, s.channels + 2 * n)
     p.scale = spread(job.rstd + i, z.statistics, each, s.channels + 3 * n)
     p.shift = job.beta + first if job.beta != NULL else NULL
-    p.number = statistic_size(job)
+    p.number, p.given = statistic_size(job), job.given
     if job.gamma != NULL:
         job.ops.channels.multiply(p.scale, job.gamma + first, z.width // job.post, s.channels + 4 * n)
         p.scale = s.channels + 4 * n

@@ -2,7 +2,7 @@
 
 from libc.math cimport sqrt
 
-from fastnorm._kernels.c cimport fn_grad, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh
+from fastnorm._kernels.c cimport fn_grad, fn_is_near, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh
 
 ctypedef struct Job:
     const fn_ops *ops
@@ -75,6 +75,7 @@ cdef inline fn_norm norm_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m
     p.scale = job.rstd[i] * job.gamma[k] if job.gamma != NULL else job.rstd[i]
     p.shift = job.beta[k] if job.beta != NULL else 0
     p.wide = fn_needs_wide(p.mean, job.var[i] * m, p.scale)
+    p.near = not job.given and fn_is_near(p.mean, job.var[i])
     return p
 
 
