@@ -162,17 +162,17 @@ FN_OUTLINE void fn_slopes(fn_planes s, const double *gamma, const double *rstd, 
 }
 
 FN_OUTLINE void fn_sizes(const float *v, ptrdiff_t count, double *least, double *most) {
-    vd large = vd_set1(1), small = vd_set1(-1), zero = vd_zero(); /* the least is the most of the negatives */
-    EACH_EIGHT(count, {
-        vd size = vd_size(n == 8 ? vd_load_float(v + k) : vd_load_float_n(v + k, n));
-        large = vd_at_least(large, size);
-        small = vd_at_least(small, vd_sub(zero, size));
-    })
-    double a[8], b[8];
-    vd_store(a, large);
-    vd_store(b, small);
+    vf large = vf_set1(1), small = vf_set1(-1), zero = vf_zero(); /* the least is the most of the negatives */
+    for (ptrdiff_t k = 0; k < count; k += 16) {
+        vf size = vf_size(count - k < 16 ? vf_load_n(v + k, count - k) : vf_load(v + k));
+        large = vf_at_least(large, size);
+        small = vf_at_least(small, vf_sub(zero, size));
+    }
+    float a[16], b[16];
+    vf_store(a, large);
+    vf_store(b, small);
     *most = *least = 1;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 16; i++) {
         if (a[i] > *most) *most = a[i];
         if (-b[i] < *least) *least = -b[i];
     }

@@ -169,16 +169,16 @@ FN_INLINE vd vd_at_least(vd a, vd limit) {
 FN_INLINE vf vf_zero_below(vf a, vf limit, vf x) { FN_EACH(p, x.v[p] = (fn_nf)((fn_ni)x.v[p] & ~(fn_ni)(a.v[p] < limit.v[p]))); return x; }
 FN_INLINE vd vd_zero_below(vd a, vd limit, vd x) { FN_EACH(p, x.v[p] = (fn_nd)((fn_nl)x.v[p] & ~(fn_nl)(a.v[p] < limit.v[p]))); return x; }
 
-/* ---- doubles: NaN as 0; NaN and infinity as 0; |a|, 0 as 1; lanes where low ≤ |a| < high or a = 0, where
+/* ---- doubles: NaN as 0; NaN and infinity as 0; floats: |a|, 0 as 1; doubles: lanes where low ≤ |a| < high or a = 0, where
    low ≤ a ≤ high, and where a ≤ limit ---- */
 
 FN_INLINE vd vd_number(vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] == a.v[p]))); return a; }
 FN_INLINE vd vd_finite(vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] - a.v[p] == 0.0))); return a; }
 /* |a|, and 1 for 0. */
-FN_INLINE vd vd_size(vd a) {
+FN_INLINE vf vf_size(vf a) {
     FN_EACH(p, {
-        fn_nl size = (fn_nl)a.v[p] & INT64_MAX, zero = (fn_nl)((fn_nd)size == 0.0);
-        a.v[p] = (fn_nd)((size & ~zero) | ((fn_nl)((fn_nd){0} + 1.0) & zero));
+        fn_ni size = (fn_ni)a.v[p] & INT32_MAX, zero = (fn_ni)((fn_nf)size == 0.0f);
+        a.v[p] = (fn_nf)((size & ~zero) | ((fn_ni)((fn_nf){0} + 1.0f) & zero));
     });
     return a;
 }

@@ -94,8 +94,12 @@ cdef int every_moment(const Job *job, const Matrix *a, int threads, char *memory
     cdef double *parts = <double *> malloc((5 * tiles * a.bands * a.in_tile if a.bands > 1 else 1) * sizeof(double))
     if parts == NULL:
         return -1
-    for u in prange(tiles * a.bands, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        reduce_cell(job, a, u, memory, stats_of_cell(job, a, u, parts, out))
+    if threads == 1:
+        for u in range(tiles * a.bands):
+            reduce_cell(job, a, u, memory, stats_of_cell(job, a, u, parts, out))
+    else:
+        for u in prange(tiles * a.bands, schedule="static", num_threads=threads):
+            reduce_cell(job, a, u, memory, stats_of_cell(job, a, u, parts, out))
     if a.bands > 1:
         for v in range(tiles):
             merge_bands(job, a, v, memory, parts, stats_from(out, cell_of(job, a, v * a.bands).statistic))
@@ -187,8 +191,12 @@ cdef int columns_forward(const Job *job) noexcept nogil:
             parts = <double *> malloc(5 * tiles * a.bands * a.in_tile * sizeof(double))
             ok = ok and parts != NULL
     if ok and whole_tiles:
-        for v in prange(tiles, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            forward_tile(job, &a, v, memory, parts, sums)
+        if threads == 1:
+            for v in range(tiles):
+                forward_tile(job, &a, v, memory, parts, sums)
+        else:
+            for v in prange(tiles, schedule="static", num_threads=threads):
+                forward_tile(job, &a, v, memory, parts, sums)
     elif ok:
         if not job.given:
             ok = every_moment(job, &a, threads, memory, stats_in(job, sums)) == 0
@@ -345,8 +353,12 @@ cdef int columns_backward(const Job *job) noexcept nogil:
         parts = <double *> malloc(4 * tiles * a.bands * a.channels * sizeof(double))
         ok = ok and parts != NULL
     if ok and whole_tiles:
-        for v in prange(tiles, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            backward_tile(job, &a, v, memory, parts, sums)
+        if threads == 1:
+            for v in range(tiles):
+                backward_tile(job, &a, v, memory, parts, sums)
+        else:
+            for v in prange(tiles, schedule="static", num_threads=threads):
+                backward_tile(job, &a, v, memory, parts, sums)
     elif ok:
         for u in prange(tiles * a.bands, schedule="static", num_threads=threads):
             sum_cell_alone(job, &a, u, memory, parts)

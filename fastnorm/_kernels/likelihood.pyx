@@ -32,8 +32,12 @@ cdef void softmax_chunk(const fn_ops *ops, const char *x, char *y, Py_ssize_t ro
 cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil:
     cdef Py_ssize_t u, n = chunk_rows(len)
     cdef int threads = threads_for(rows * len)
-    for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        softmax_chunk(ops, x, y, rows, len, logarithm, u)
+    if threads == 1:
+        for u in range((rows + n - 1) // n):
+            softmax_chunk(ops, x, y, rows, len, logarithm, u)
+    else:
+        for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads):
+            softmax_chunk(ops, x, y, rows, len, logarithm, u)
 
 
 cdef void softmax_grad_chunk(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
@@ -46,8 +50,12 @@ cdef void softmax_grad_rows(const fn_ops *ops, const char *dy, const char *y, ch
                             int logarithm) noexcept nogil:
     cdef Py_ssize_t u, n = chunk_rows(len)
     cdef int threads = threads_for(rows * len)
-    for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, u)
+    if threads == 1:
+        for u in range((rows + n - 1) // n):
+            softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, u)
+    else:
+        for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads):
+            softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, u)
 
 
 cdef void cost_of_row(const Likelihood *job, Py_ssize_t r) noexcept nogil:
@@ -69,8 +77,12 @@ cdef void cost_of_row(const Likelihood *job, Py_ssize_t r) noexcept nogil:
 cdef void cross_entropy_rows(const Likelihood *job) noexcept nogil:
     cdef Py_ssize_t r
     cdef int threads = threads_for(job.rows * job.len)
-    for r in prange(job.rows, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        cost_of_row(job, r)
+    if threads == 1:
+        for r in range(job.rows):
+            cost_of_row(job, r)
+    else:
+        for r in prange(job.rows, schedule="static", num_threads=threads):
+            cost_of_row(job, r)
 
 
 cdef void grad_of_row(const Likelihood *job, Py_ssize_t r, double scale, char *dx) noexcept nogil:
@@ -88,5 +100,9 @@ cdef void grad_of_row(const Likelihood *job, Py_ssize_t r, double scale, char *d
 cdef void cross_entropy_grad_rows(const Likelihood *job, const double *scale, char *dx) noexcept nogil:
     cdef Py_ssize_t r
     cdef int threads = threads_for(job.rows * job.len)
-    for r in prange(job.rows, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        grad_of_row(job, r, scale[r], dx)
+    if threads == 1:
+        for r in range(job.rows):
+            grad_of_row(job, r, scale[r], dx)
+    else:
+        for r in prange(job.rows, schedule="static", num_threads=threads):
+            grad_of_row(job, r, scale[r], dx)

@@ -187,8 +187,12 @@ cdef int long_forward(const Rows *job, int threads) noexcept nogil:
     cdef fn_norm *stat = <fn_norm *> malloc(job.rows * sizeof(fn_norm))
     cdef bint ok = parts != NULL and stat != NULL
     if ok and (threads == 1 or job.rows >= 4 * threads):
-        for r in prange(job.rows, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            forward_long_row(job, r, parts + r * slots)
+        if threads == 1:
+            for r in range(job.rows):
+                forward_long_row(job, r, parts + r * slots)
+        else:
+            for r in prange(job.rows, schedule="static", num_threads=threads):
+                forward_long_row(job, r, parts + r * slots)
     elif ok:
         for u in prange(job.rows * slots, schedule="static", num_threads=threads):
             reduce_slot(job, u, parts + u)
@@ -225,15 +229,23 @@ cdef int long_backward(const Rows *job, int threads, double *memory) noexcept no
     cdef fn_norm *stat = <fn_norm *> malloc(job.rows * sizeof(fn_norm))
     cdef bint ok = parts != NULL and sums != NULL and stat != NULL
     if ok:
-        for u in prange(job.rows * slots, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            sum_slot(job, u, parts + u)
+        if threads == 1:
+            for u in range(job.rows * slots):
+                sum_slot(job, u, parts + u)
+        else:
+            for u in prange(job.rows * slots, schedule="static", num_threads=threads):
+                sum_slot(job, u, parts + u)
         for r in range(job.rows):
             stat[r] = norm_of(job, r)
             sums[r] = parts[r * slots]
             for u in range(r * slots + 1, (r + 1) * slots):
                 fn_sums_add(sums + r, parts + u)
-        for u in prange(slots, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            differentiate_slot(job, u, stat, sums, memory)
+        if threads == 1:
+            for u in range(slots):
+                differentiate_slot(job, u, stat, sums, memory)
+        else:
+            for u in prange(slots, schedule="static", num_threads=threads):
+                differentiate_slot(job, u, stat, sums, memory)
     free(parts)
     free(sums)
     free(stat)
@@ -247,8 +259,12 @@ cdef int rows_forward(const Rows *job) noexcept nogil:
     cdef Py_ssize_t chunk
     if job.len > SLOT:
         return long_forward(job, threads)
-    for chunk in prange(ceil_div(job.rows, rows_per_chunk(job)), schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        forward_chunk(job, chunk)
+    if threads == 1:
+        for chunk in range(ceil_div(job.rows, rows_per_chunk(job))):
+            forward_chunk(job, chunk)
+    else:
+        for chunk in prange(ceil_div(job.rows, rows_per_chunk(job)), schedule="static", num_threads=threads):
+            forward_chunk(job, chunk)
     return 0
 
 
@@ -257,15 +273,23 @@ cdef int rows_backward(const Rows *given) noexcept nogil:
     cdef const Rows *job = &copied
     cdef int threads = threads_for(job.rows * job.len), failed = 0
     cdef Py_ssize_t parts = 1 if job.len > SLOT else ceil_div(job.rows, rows_per_part(job)), part
-    cdef double *sums = <double *> calloc(sums_per_column(job) * parts * job.len, sizeof(double))
+    cdef double *sums = NULL
+    copied.sizes = sizes_of(job.ops, job.gamma, job.len)
+    if parts == 1 and job.ops.itemsize != 8 and job.len <= SLOT:
+        backward_rows(job, 0, job.rows, Columns(job.dgamma, job.dbeta, NULL, NULL))
+        return 0
+    sums = <double *> calloc(sums_per_column(job) * parts * job.len, sizeof(double))
     if sums == NULL:
         return -1
-    copied.sizes = sizes_of(job.ops, job.gamma, job.len)
     if job.len > SLOT:
         failed = long_backward(job, threads, sums)
     else:
-        for part in prange(parts, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            backward_part(job, part, sums + sums_per_column(job) * part * job.len)
+        if threads == 1:
+            for part in range(parts):
+                backward_part(job, part, sums + sums_per_column(job) * part * job.len)
+        else:
+            for part in prange(parts, schedule="static", num_threads=threads):
+                backward_part(job, part, sums + sums_per_column(job) * part * job.len)
     if not failed and job.dgamma != NULL:
         add_parts(job, sums, parts, job.dgamma)
     if not failed and job.dbeta != NULL:

@@ -72,8 +72,12 @@ cdef int short_forward(const Job *job) noexcept nogil:
     cdef void *beta = written_out(job, job.beta) if job.beta != NULL else NULL
     cdef bint ok = (gamma != NULL or job.gamma == NULL) and (beta != NULL or job.beta == NULL)
     if ok:
-        for n in prange(job.n, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            forward_sample(job, n, gamma, beta)
+        if threads == 1:
+            for n in range(job.n):
+                forward_sample(job, n, gamma, beta)
+        else:
+            for n in prange(job.n, schedule="static", num_threads=threads):
+                forward_sample(job, n, gamma, beta)
     free(gamma)
     free(beta)
     return 0 if ok else -1
@@ -120,8 +124,12 @@ cdef int short_backward(const Job *job) noexcept nogil:
     if sums == NULL or (gamma == NULL and job.gamma != NULL) or (beta == NULL and job.beta != NULL):
         failed = -1
     else:
-        for g in prange(job.groups, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            failed += backward_group(job, g, gamma, beta, sums)
+        if threads == 1:
+            for g in range(job.groups):
+                failed += backward_group(job, g, gamma, beta, sums)
+        else:
+            for g in prange(job.groups, schedule="static", num_threads=threads):
+                failed += backward_group(job, g, gamma, beta, sums)
         for c in range(job.c):
             job.dgamma[c] = job.dbeta[c] = 0
             for k in range(c * job.post, (c + 1) * job.post):

@@ -144,8 +144,12 @@ cdef int spans_moments(const Job *job, fn_moments *out) noexcept nogil:
     cdef int threads = threads_for(element_count(job))
     cdef fn_moments *parts
     if many(count, threads):
-        for i in prange(count, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            reduce_statistic(job, &e, i, out + i)
+        if threads == 1:
+            for i in range(count):
+                reduce_statistic(job, &e, i, out + i)
+        else:
+            for i in prange(count, schedule="static", num_threads=threads):
+                reduce_statistic(job, &e, i, out + i)
         return 0
     parts = <fn_moments *> malloc(count * e.slots * sizeof(fn_moments))
     if parts == NULL:
@@ -203,8 +207,12 @@ cdef int spans_forward(const Job *job) noexcept nogil:
     cdef Py_ssize_t i, u, count = statistic_count(job), block = block_size(count, threads)
     cdef fn_moments *m
     if many(count, threads):
-        for i in prange(ceil_div(count, block), schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            forward_block(job, &e, i * block, least((i + 1) * block, count))
+        if threads == 1:
+            for i in range(ceil_div(count, block)):
+                forward_block(job, &e, i * block, least((i + 1) * block, count))
+        else:
+            for i in prange(ceil_div(count, block), schedule="static", num_threads=threads):
+                forward_block(job, &e, i * block, least((i + 1) * block, count))
         return 0
     if not job.given:
         m = <fn_moments *> malloc(count * sizeof(fn_moments))
@@ -253,10 +261,11 @@ cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_s
     cdef fn_grad g
     sum_statistic(job, e, i, sums + first)
     total = weigh(job, channel, e.channels, sums + first)
+    g = grad_of(job, i, channel, statistic_size(job), &total)
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = norm_of(job, i, channel + k, statistic_size(job))
-        g = grad_of(job, i, channel + k, statistic_size(job), &total)
+        g.a = p.scale  # b and c are the statistic's
         b.left = job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o),
                                     e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e, 2),
                                     norm_before(b), grad_before(b))
@@ -294,8 +303,12 @@ cdef int spans_backward(const Job *job) noexcept nogil:
     if sums == NULL:
         return -1
     if many(count, threads):
-        for i in prange(ceil_div(count, block), schedule="static", num_threads=threads, use_threads_if=threads > 1):
-            backward_block(job, &e, i * block, least((i + 1) * block, count), sums)
+        if threads == 1:
+            for i in range(ceil_div(count, block)):
+                backward_block(job, &e, i * block, least((i + 1) * block, count), sums)
+        else:
+            for i in prange(ceil_div(count, block), schedule="static", num_threads=threads):
+                backward_block(job, &e, i * block, least((i + 1) * block, count), sums)
     else:
         parts = <fn_sums *> malloc((units * e.channel_slots + count) * sizeof(fn_sums))
         if parts == NULL:
@@ -339,13 +352,21 @@ cdef void spans_sums(const Job *job, fn_sums *sums) noexcept nogil:
     cdef Extent e = extent_of(job)
     cdef int threads = threads_for(element_count(job))
     cdef Py_ssize_t i
-    for i in prange(statistic_count(job), schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        sum_statistic(job, &e, i, sums + i * e.channels)
+    if threads == 1:
+        for i in range(statistic_count(job)):
+            sum_statistic(job, &e, i, sums + i * e.channels)
+    else:
+        for i in prange(statistic_count(job), schedule="static", num_threads=threads):
+            sum_statistic(job, &e, i, sums + i * e.channels)
 
 
 cdef void spans_combine(const Job *job, const fn_grad *g) noexcept nogil:
     cdef Extent e = extent_of(job)
     cdef int threads = threads_for(element_count(job))
     cdef Py_ssize_t i, count = statistic_count(job) * e.channels, block = block_size(count, threads)
-    for i in prange(ceil_div(count, block), schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        combine_block(job, &e, i * block, least((i + 1) * block, count), g)
+    if threads == 1:
+        for i in range(ceil_div(count, block)):
+            combine_block(job, &e, i * block, least((i + 1) * block, count), g)
+    else:
+        for i in prange(ceil_div(count, block), schedule="static", num_threads=threads):
+            combine_block(job, &e, i * block, least((i + 1) * block, count), g)

@@ -137,6 +137,13 @@ cdef tuple forward(str op, object x, object normalized_shape, object weight, obj
     return y, ctx
 
 
+# The gradient of a parameter, or None where there is none.
+cdef object like_parameter(cnp.ndarray p, const double *sums, const Rows *job, int dtype):
+    if p is None:
+        return None
+    return vector(sums, job.len, dtype) if cnp.PyArray_NDIM(p) == 1 else vector(sums, job.len, dtype).reshape((<object> p).shape)
+
+
 cdef object backward(RowsContext ctx, object dy, object out):
     cdef Rows job = ctx.job
     cdef int failed = 0
@@ -164,8 +171,8 @@ cdef object backward(RowsContext ctx, object dy, object out):
                 failed = rows_backward(&job)
             if failed:
                 raise MemoryError(f"{ctx.op}: no memory for partial results")
-        dweight = vector(sums, job.len, ctx.dtype).reshape((<object> ctx._gamma).shape) if ctx._gamma is not None else None
-        dbias = vector(sums + job.len, job.len, ctx.dtype).reshape((<object> ctx._beta).shape) if ctx._beta is not None else None
+        dweight = like_parameter(ctx._gamma, sums, &job, ctx.dtype)
+        dbias = like_parameter(ctx._beta, sums + job.len, &job, ctx.dtype)
     finally:
         free(sums)
     if out is not None and out is not dx:

@@ -47,8 +47,12 @@ cdef void drop(const fn_ops *ops, const char *x, char *y, uint64_t *bits, Py_ssi
                double scale) noexcept nogil:
     cdef Py_ssize_t u
     cdef int threads = threads_for(size)
-    for u in prange((size + CHUNK - 1) // CHUNK, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale)
+    if threads == 1:
+        for u in range((size + CHUNK - 1) // CHUNK):
+            drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale)
+    else:
+        for u in prange((size + CHUNK - 1) // CHUNK, schedule="static", num_threads=threads):
+            drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale)
 
 
 cdef void pass_chunk(const fn_ops *ops, const char *dy, char *dx, const uint64_t *bits, Py_ssize_t u, Py_ssize_t size,
@@ -60,8 +64,12 @@ cdef void pass_chunk(const fn_ops *ops, const char *dy, char *dx, const uint64_t
 cdef void pass_kept(const fn_ops *ops, const char *dy, char *dx, const uint64_t *bits, Py_ssize_t size, double scale) noexcept nogil:
     cdef Py_ssize_t u
     cdef int threads = threads_for(size)
-    for u in prange((size + CHUNK - 1) // CHUNK, schedule="static", num_threads=threads, use_threads_if=threads > 1):
-        pass_chunk(ops, dy, dx, bits, u, size, scale)
+    if threads == 1:
+        for u in range((size + CHUNK - 1) // CHUNK):
+            pass_chunk(ops, dy, dx, bits, u, size, scale)
+    else:
+        for u in prange((size + CHUNK - 1) // CHUNK, schedule="static", num_threads=threads):
+            pass_chunk(ops, dy, dx, bits, u, size, scale)
 
 
 cdef cnp.ndarray in_order(object a):
