@@ -27,14 +27,16 @@
 #define HOLD vf_hold
 #define AT_LEAST vf_at_least
 #define ZERO_BELOW vf_zero_below
-#define POWER_OF_TWO vf_power_of_two
+#define ADD_EXACT vf_add_exact
+#define NEAREST vf_nearest
+#define SCALED vf_scaled
+#define CARRIER FN_CARRIER32
 #define KEEP vf_keep
+#define LOG2_E 1.44269504f
 #define EXP_SMALLEST -104.0f /* exp of it rounds to 0 */
-#define EXP_MAGIC 12582912.0f /* 1.5·2^23: adding it rounds to an integer, left in the low bits */
-#define EXP_UNSCALE 0x1p-64f
 #define LN2_HI 0.693359375f
 #define LN2_LO -2.12194440e-4f
-#define EXP_TERMS 6
+#define EXP_TERMS 5
 #define exp_terms fn_exp_terms32
 #define PUT8 vd_store_float /* eight doubles, rounded to the type of arithmetic */
 #define GET8 vd_load_float

@@ -27,11 +27,13 @@
 #define HOLD vd_hold
 #define AT_LEAST vd_at_least
 #define ZERO_BELOW vd_zero_below
-#define POWER_OF_TWO vd_power_of_two
+#define ADD_EXACT vd_add_exact
+#define NEAREST vd_nearest
+#define SCALED vd_scaled
+#define CARRIER FN_CARRIER64
 #define KEEP vd_keep
+#define LOG2_E 1.4426950408889634074
 #define EXP_SMALLEST -746.0 /* exp of it rounds to 0 */
-#define EXP_MAGIC 6755399441055744.0 /* 1.5·2^52: adding it rounds to an integer, left in the low bits */
-#define EXP_UNSCALE 0x1p-256
 #define LN2_HI 6.93145751953125e-1
 #define LN2_LO 1.42860682030941723212e-6
 #define EXP_TERMS 12

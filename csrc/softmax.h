@@ -2,26 +2,82 @@
 
    Included once per (storage S, arithmetic T). exp is our own, so that it has the same bits everywhere: n = round(x·log2 e),
    r = x - n·ln 2 in two steps (Cody and Waite), a polynomial in r, and a scaling by 2^n in two exact steps that also reach the
-   subnormals. x is ≤ 0 here and comes as hi + lo, because rounding x - max alone would cost |x - max|/2 ULP. Below 1 ULP. */
+   subnormals. Four vectors take every step side by side (HOLD keeps the order): one alone is a chain of thirty steps, each
+   waiting for the last. Below 1.5 ULP. */
+
+#define EXP_AT_ONCE 4
+#define EACH_OF(count, k) _Pragma("GCC unroll 4") for (int k = 0; k < (count); k++)
+
+/* x[k] = exp(r[k])·2^n, |r| ≤ ln 2 / 2, from c = n + CARRIER. */
+FN_INLINE void NAME(exp_rest)(V *x, const V *r, const V *c, int count) {
+    V p[EXP_AT_ONCE];
+    EACH_OF(count, k) p[k] = SET1(exp_terms[0]);
+    _Pragma("GCC unroll 12") for (int i = 1; i < EXP_TERMS; i++) EACH_OF(count, k) p[k] = HOLD(ADD(MUL(p[k], r[k]), SET1(exp_terms[i])));
+    EACH_OF(count, k) p[k] = HOLD(ADD(MUL(MUL(r[k], r[k]), p[k]), r[k]));
+    EACH_OF(count, k) x[k] = SCALED(ADD(p[k], SET1(1)), c[k]);
+}
 
 /* exp(hi + lo) for hi ≤ 0, |lo| ≤ ulp(hi)/2; NaN gives NaN. */
 FN_INLINE V NAME(exp)(V hi, V lo) {
     V small = SET1(EXP_SMALLEST);
     lo = ZERO_BELOW(hi, small, lo);
     hi = AT_LEAST(hi, small);
-    V k = ADD(MUL(hi, SET1((T)1.4426950408889634074)), SET1(EXP_MAGIC)), n = SUB(k, SET1(EXP_MAGIC));
-    V r = ADD(SUB(SUB(hi, MUL(n, SET1(LN2_HI))), MUL(n, SET1(LN2_LO))), lo);
-    V p = SET1(exp_terms[0]);
-    _Pragma("GCC unroll 12") for (int i = 1; i < EXP_TERMS; i++) p = ADD(MUL(p, r), SET1(exp_terms[i]));
-    p = ADD(ADD(MUL(MUL(r, r), p), r), SET1(1));
-    return MUL(MUL(p, POWER_OF_TWO(k)), SET1(EXP_UNSCALE));
+    V c = NEAREST(MUL(hi, SET1(LOG2_E))), n = SUB(c, SET1(CARRIER));
+    V r = ADD(SUB(ADD_EXACT(hi, n, SET1(-LN2_HI)), MUL(n, SET1(LN2_LO))), lo);
+    NAME(exp_rest)(&hi, &r, &c, 1);
+    return hi;
 }
 
-/* exp(x - max) without rounding the difference. */
-FN_INLINE V NAME(exp_below)(V x, V max) {
-    V d = SUB(x, max), t = SUB(d, x);
-    V lo = SUB(SUB(x, SUB(d, t)), ADD(max, t));
-    return NAME(exp)(d, lo);
+/* exp(x - max) of a row. The difference must not be rounded: that would cost |x - max|/2 ULP. Near zero it is not taken at all:
+   x and max are each reduced, by m = round((x - max)·log2 e) + N and by N = round(max·log2 e) times ln 2, to numbers below 1 whose
+   difference is r. x = max gives 1 exactly. */
+typedef struct { V max, least, zero, rest; int near; } NAME(pivot); /* zero: what to take off c for m */
+
+FN_INLINE NAME(pivot) NAME(pivot_of)(T max) {
+    V top = SET1(max), n = SUB(NEAREST(MUL(top, SET1(LOG2_E))), SET1(CARRIER));
+    NAME(pivot) p = {top, ADD(top, SET1(EXP_SMALLEST)), SUB(SET1(CARRIER), n),
+                     SUB(ADD_EXACT(top, n, SET1(-LN2_HI)), MUL(n, SET1(LN2_LO))), max >= -256 && max <= 256};
+    return p;
+}
+
+/* x[k] becomes exp(x[k] - max). */
+FN_INLINE void NAME(exp_near)(V *x, const NAME(pivot) *p, int count) {
+    V c[EXP_AT_ONCE], m[EXP_AT_ONCE], r[EXP_AT_ONCE];
+    EACH_OF(count, k) x[k] = HOLD(AT_LEAST(x[k], p->least));
+    EACH_OF(count, k) c[k] = HOLD(NEAREST(MUL(SUB(x[k], p->max), SET1(LOG2_E))));
+    EACH_OF(count, k) m[k] = HOLD(SUB(c[k], p->zero));
+    EACH_OF(count, k) r[k] = HOLD(ADD_EXACT(x[k], m[k], SET1(-LN2_HI)));
+    EACH_OF(count, k) r[k] = HOLD(SUB(SUB(r[k], MUL(m[k], SET1(LN2_LO))), p->rest));
+    NAME(exp_rest)(x, r, c, count);
+}
+
+FN_INLINE void NAME(exp_far)(V *x, const NAME(pivot) *p, int count) {
+    EACH_OF(count, k) {
+        V d = SUB(x[k], p->max), t = SUB(d, x[k]);
+        x[k] = NAME(exp)(d, SUB(SUB(x[k], SUB(d, t)), ADD(p->max, t)));
+    }
+}
+FN_INLINE V NAME(exp_one)(V x, const NAME(pivot) *p) {
+    if (p->near) NAME(exp_near)(&x, p, 1); else NAME(exp_far)(&x, p, 1);
+    return x;
+}
+
+/* Four vectors of a row of which `left` elements are left: where there are none, max; and the way back. */
+FN_INLINE ptrdiff_t NAME(exp_lanes)(ptrdiff_t left, int k) { left -= k * LANES; return left < 0 ? 0 : left < LANES ? left : LANES; }
+FN_INLINE void NAME(exp_load)(V *e, const S *x, ptrdiff_t left, const NAME(pivot) *p) {
+    if (FN_LIKELY(left >= EXP_AT_ONCE * LANES)) EACH_OF(EXP_AT_ONCE, k) e[k] = LOAD(x + k * LANES);
+    else EACH_OF(EXP_AT_ONCE, k) {
+        ptrdiff_t n = NAME(exp_lanes)(left, k);
+        e[k] = n == LANES ? LOAD(x + k * LANES) : n > 0 ? LOAD_N(x + k * LANES, n) : p->max;
+    }
+}
+FN_INLINE void NAME(exp_clear)(V *e, ptrdiff_t left) { EACH_OF(EXP_AT_ONCE, k) e[k] = FIRST(e[k], NAME(exp_lanes)(left, k)); }
+FN_INLINE void NAME(exp_store)(const V *e, S *y, ptrdiff_t left) {
+    if (FN_LIKELY(left >= EXP_AT_ONCE * LANES)) EACH_OF(EXP_AT_ONCE, k) STORE(y + k * LANES, e[k]);
+    else EACH_OF(EXP_AT_ONCE, k) {
+        ptrdiff_t n = NAME(exp_lanes)(left, k);
+        if (n == LANES) STORE(y + k * LANES, e[k]); else if (n > 0) STORE_N(y + k * LANES, e[k], n);
+    }
 }
 
 /* max of a row, NaN passed over: it comes back through the sum. */
@@ -43,65 +99,72 @@ FN_INLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
     return t[0];
 }
 
-/* The row's maximum, and log Σexp(x - max). With y (not for half types) exp(x - max) is left there. */
-FN_INLINE void NAME(row_lse)(const S *x, S *y, ptrdiff_t len, T *max, double *sum) {
-    T top = NAME(row_max)(x, len);
-    V m = SET1(top);
+/* Σexp(x - max); with y, exp(x - max) is left there. `fine`: every one is added in double, because a small cost is the log of 1 and a
+   little; otherwise four are added before. */
+FN_INLINE double NAME(row_exp)(const S *x, S *y, const S *soon, ptrdiff_t len, const NAME(pivot) *p, int near, int fine) {
     ACC acc = ACC_ZERO();
-    ptrdiff_t i = 0;
-    for (; i <= len - 4 * LANES; i += 4 * LANES) {
-        V e0 = NAME(exp_below)(LOAD(x + i), m), e1 = NAME(exp_below)(LOAD(x + i + LANES), m);
-        V e2 = NAME(exp_below)(LOAD(x + i + 2 * LANES), m), e3 = NAME(exp_below)(LOAD(x + i + 3 * LANES), m);
-        if (y) { STORE(y + i, e0); STORE(y + i + LANES, e1); STORE(y + i + 2 * LANES, e2); STORE(y + i + 3 * LANES, e3); }
-        acc = ACC_ADD4(acc, WIDE(e0), WIDE(e1), WIDE(e2), WIDE(e3)); /* in double: a small cost is the log of 1 and a little */
-    }
-    for (; i < len; i += LANES) {
-        ptrdiff_t n = len - i < LANES ? len - i : LANES;
-        V e = NAME(exp_below)(NAME(col_load)(x + i, n), m);
-        if (n < LANES) { e = FIRST(e, n); if (y) STORE_N(y + i, e, n); } else if (y) STORE(y + i, e);
-        acc = ACC_ADD(acc, WIDE(e));
+    for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
+        V e[EXP_AT_ONCE];
+        NAME(exp_load)(e, x + i, len - i, p);
+        if (soon) FETCH_EDGES(soon + i, EXP_AT_ONCE * LANES);
+        if (near) NAME(exp_near)(e, p, EXP_AT_ONCE); else NAME(exp_far)(e, p, EXP_AT_ONCE);
+        if (len - i < EXP_AT_ONCE * LANES) NAME(exp_clear)(e, len - i);
+        if (y) NAME(exp_store)(e, y + i, len - i);
+        if (fine) acc = ACC_ADD4(acc, WIDE(e[0]), WIDE(e[1]), WIDE(e[2]), WIDE(e[3]));
+        else acc = ACC_ADD(acc, WIDE(ADD(ADD(e[0], e[1]), ADD(e[2], e[3]))));
     }
     fn_dd s = ACC_SUM(acc);
-    *max = top;
-    *sum = s.hi + s.lo;
+    return s.hi + s.lo;
+}
+FN_OUTLINE double NAME(exps)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p) {
+    return p->near ? NAME(row_exp)(x, y, NULL, len, p, 1, sizeof(T) == 8) : NAME(row_exp)(x, y, NULL, len, p, 0, 1);
+}
+/* What lies at `soon` (or NULL) is fetched meanwhile: the row's output, whose lines would be waited for. */
+FN_OUTLINE double NAME(exp_sum)(const S *x, const S *soon, ptrdiff_t len, const NAME(pivot) *p) {
+    return p->near ? NAME(row_exp)(x, NULL, soon, len, p, 1, 1) : NAME(row_exp)(x, NULL, soon, len, p, 0, 1);
+}
+
+/* y = exp(x - max)·scale */
+FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, T factor) {
+    V scale = SET1(factor);
+    for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
+        V e[EXP_AT_ONCE];
+        NAME(exp_load)(e, x + i, len - i, p);
+        if (p->near) NAME(exp_near)(e, p, EXP_AT_ONCE); else NAME(exp_far)(e, p, EXP_AT_ONCE);
+        EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(e[k], scale);
+        NAME(exp_store)(e, y + i, len - i);
+    }
 }
 
 FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm) {
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *x = (const S *)xv + r * len;
         S *y = (S *)yv + r * len;
-        T top;
-        double sum;
+        T top = NAME(row_max)(x, len);
+        NAME(pivot) p = NAME(pivot_of)(top);
         ptrdiff_t i = 0;
         if (logarithm) {
-            NAME(row_lse)(x, NULL, len, &top, &sum);
-            double lse = fn_log(sum);
-            T hi = (T)lse;
-            V m = SET1(top), h = SET1(hi), l = SET1((T)(lse - (double)hi));
+            /* max + log Σ as hi + lo: x - hi is exact where it is small */
+            fn_dd lse = fn_two_sum((double)top, fn_log(NAME(exp_sum)(x, y, len, &p)));
+            T high = (T)lse.hi;
+            V hi = SET1(high), lo = SET1((T)((lse.hi - (double)high) + lse.lo));
             for (; i < len; i += LANES) {
                 ptrdiff_t n = len - i < LANES ? len - i : LANES;
-                V z = SUB(SUB(SUB(NAME(col_load)(x + i, n), m), h), l);
+                V z = SUB(SUB(NAME(col_load)(x + i, n), hi), lo);
                 if (n < LANES) STORE_N(y + i, z, n); else STORE(y + i, z);
             }
         } else if (sizeof(S) >= sizeof(T)) {
-            NAME(row_lse)(x, y, len, &top, &sum);
-            V scale = SET1((T)(1 / sum));
+            V scale = SET1((T)(1 / NAME(exps)(x, y, len, &p)));
             for (; i <= len - LANES; i += LANES) STORE(y + i, MUL(LOAD(y + i), scale));
             if (i < len) STORE_N(y + i, MUL(LOAD_N(y + i, len - i), scale), len - i);
-        } else { /* a half type cannot hold exp(x - max): compute it again, and round once */
-            NAME(row_lse)(x, NULL, len, &top, &sum);
-            V scale = SET1((T)(1 / sum)), m = SET1(top);
-            for (; i < len; i += LANES) {
-                ptrdiff_t n = len - i < LANES ? len - i : LANES;
-                V z = MUL(NAME(exp_below)(NAME(col_load)(x + i, n), m), scale);
-                if (n < LANES) STORE_N(y + i, z, n); else STORE(y + i, z);
-            }
-        }
+        } else /* a half type cannot hold exp(x - max): compute it again, and round once */
+            NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exp_sum)(x, y, len, &p)));
     }
 }
 
 /* softmax: dx = y·(dy - Σdy·y); log-softmax: dx = dy - exp(y)·Σdy. */
 FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm) {
+    NAME(pivot) zero = NAME(pivot_of)(0);
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *dy = (const S *)dyv + r * len, *y = (const S *)yv + r * len;
         S *dx = (S *)dxv + r * len;
@@ -114,10 +177,17 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
         }
         fn_dd s = ACC_SUM(acc);
         V sum = SET1((T)(s.hi + s.lo));
-        for (i = 0; i < len; i += LANES) {
+        for (i = 0; logarithm && i < len; i += EXP_AT_ONCE * LANES) {
+            V e[EXP_AT_ONCE], g[EXP_AT_ONCE];
+            NAME(exp_load)(e, y + i, len - i, &zero);
+            NAME(exp_load)(g, dy + i, len - i, &zero);
+            NAME(exp_near)(e, &zero, EXP_AT_ONCE);
+            EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(e[k], sum));
+            NAME(exp_store)(e, dx + i, len - i);
+        }
+        for (i = 0; !logarithm && i < len; i += LANES) {
             ptrdiff_t n = len - i < LANES ? len - i : LANES;
-            V g = NAME(col_load)(dy + i, n), yi = NAME(col_load)(y + i, n);
-            V z = logarithm ? SUB(g, MUL(NAME(exp)(yi, SET1(0)), sum)) : MUL(yi, SUB(g, sum));
+            V z = MUL(NAME(col_load)(y + i, n), SUB(NAME(col_load)(dy + i, n), sum));
             if (n < LANES) STORE_N(dx + i, z, n); else STORE(dx + i, z);
         }
     }
@@ -126,12 +196,11 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
 /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max): x - max - log Σ is the log-likelihood. */
 FN_OUTLINE void NAME(lse)(const void *xv, ptrdiff_t len, const double *weight, double out[4]) {
     const S *x = xv;
-    T top;
-    double sum;
-    NAME(row_lse)(x, NULL, len, &top, &sum);
+    T top = NAME(row_max)(x, len);
+    NAME(pivot) p = NAME(pivot_of)(top);
     out[0] = (double)top;
-    out[1] = fn_log(sum);
-    out[3] = sum;
+    out[3] = NAME(exp_sum)(x, NULL, len, &p);
+    out[1] = fn_log(out[3]);
     out[2] = 0;
     if (weight)
         for (ptrdiff_t i = 0; i < len; i++) out[2] += weight[i] * ((TO_DOUBLE(x[i]) - out[0]) - out[1]);
@@ -142,17 +211,22 @@ FN_OUTLINE void NAME(cross_entropy_grad)(const void *xv, void *dxv, ptrdiff_t le
                                          const double *weight, ptrdiff_t target, double b) {
     const S *x = xv;
     S *dx = dxv;
-    V m = SET1((T)max), scale = SET1((T)(a / sum));
-    for (ptrdiff_t i = 0; i < len; i += LANES) {
-        ptrdiff_t n = len - i < LANES ? len - i : LANES;
-        V z = MUL(NAME(exp_below)(NAME(col_load)(x + i, n), m), scale);
-        if (weight || (target >= i && target < i + n)) {
-            T t[LANES];
-            STORE_T(t, z);
-            if (weight) for (ptrdiff_t k = 0; k < n; k++) t[k] -= (T)(c * weight[i + k]);
-            if (target >= i && target < i + n) t[target - i] -= (T)b;
-            z = LOAD_T(t);
-        }
-        if (n < LANES) STORE_N(dx + i, z, n); else STORE(dx + i, z);
+    NAME(pivot) p = NAME(pivot_of)((T)max);
+    V scale = SET1((T)(a / sum));
+    T t[LANES];
+    ptrdiff_t at = target >= 0 ? target / LANES * LANES : 0, n = len - at < LANES ? len - at : LANES;
+    if (target >= 0) STORE_T(t, MUL(NAME(exp_one)(NAME(col_load)(x + at, n), &p), scale)); /* before dx, which may be x */
+    if (!weight) NAME(exps_scaled)(x, dx, len, &p, (T)(a / sum));
+    for (ptrdiff_t i = 0; weight && i < len; i += LANES) {
+        ptrdiff_t m = len - i < LANES ? len - i : LANES;
+        T u[LANES];
+        STORE_T(u, MUL(NAME(exp_one)(NAME(col_load)(x + i, m), &p), scale));
+        for (ptrdiff_t k = 0; k < m; k++) u[k] -= (T)(c * weight[i + k]);
+        if (m < LANES) STORE_N(dx + i, LOAD_T(u), m); else STORE(dx + i, LOAD_T(u));
     }
+    if (target < 0) return;
+    if (weight) for (ptrdiff_t k = 0; k < n; k++) t[k] -= (T)(c * weight[at + k]);
+    t[target - at] -= (T)b;
+    if (n < LANES) STORE_N(dx + at, LOAD_T(t), n); else STORE(dx + at, LOAD_T(t));
 }
+

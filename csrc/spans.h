@@ -28,6 +28,7 @@
 
 /* Lines of one array together, then of the other: one of each in turn took up to a tenth longer. */
 #define FETCH(p, n) _Pragma("GCC unroll 4") for (ptrdiff_t k_ = 0; k_ < (n); k_ += LINE) fn_prefetch((p) + k_)
+#define FETCH_EDGES(p, n) _Pragma("GCC unroll 4") for (ptrdiff_t k_ = 0; k_ < (n); k_ += LINE) fn_prefetch_edge((p) + k_)
 
 FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
 FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }

@@ -96,20 +96,30 @@ FN_INLINE vd vd_sub(vd a, vd b) { FN_EACH(p, a.v[p] -= b.v[p]); return a; }
 FN_INLINE vd vd_mul(vd a, vd b) { FN_EACH(p, a.v[p] *= b.v[p]); return a; }
 FN_INLINE vd vd_div(vd a, vd b) { FN_EACH(p, a.v[p] /= b.v[p]); return a; }
 
-/* c + a·b where double holds the product exactly: one rounding, so that fused or not the bits are the same. */
+/* c + a·b where the product is exact: one rounding, so that fused or not the bits are the same. */
 #if FN_LEVEL == 3
+FN_INLINE vf vf_add_exact(vf c, vf a, vf b) { c.v[0] = (fn_nf)_mm512_fmadd_ps((__m512)a.v[0], (__m512)b.v[0], (__m512)c.v[0]); return c; }
 FN_INLINE vd vd_add_exact(vd c, vd a, vd b) { c.v[0] = (fn_nd)_mm512_fmadd_pd((__m512d)a.v[0], (__m512d)b.v[0], (__m512d)c.v[0]); return c; }
 #elif FN_LEVEL == 2
+FN_INLINE vf vf_add_exact(vf c, vf a, vf b) {
+    FN_EACH(p, c.v[p] = (fn_nf)_mm256_fmadd_ps((__m256)a.v[p], (__m256)b.v[p], (__m256)c.v[p]));
+    return c;
+}
 FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
     FN_EACH(p, c.v[p] = (fn_nd)_mm256_fmadd_pd((__m256d)a.v[p], (__m256d)b.v[p], (__m256d)c.v[p]));
     return c;
 }
 #elif defined(FN_ARM)
+FN_INLINE vf vf_add_exact(vf c, vf a, vf b) {
+    FN_EACH(p, c.v[p] = (fn_nf)vfmaq_f32((float32x4_t)c.v[p], (float32x4_t)a.v[p], (float32x4_t)b.v[p]));
+    return c;
+}
 FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
     FN_EACH(p, c.v[p] = (fn_nd)vfmaq_f64((float64x2_t)c.v[p], (float64x2_t)a.v[p], (float64x2_t)b.v[p]));
     return c;
 }
 #else
+FN_INLINE vf vf_add_exact(vf c, vf a, vf b) { return vf_add(c, vf_mul(a, b)); }
 FN_INLINE vd vd_add_exact(vd c, vd a, vd b) { return vd_add(c, vd_mul(a, b)); }
 #endif
 
@@ -158,10 +168,19 @@ FN_INLINE vd vd_where_nonzero(vd b, vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a
 
 /* ---- comparison: the larger of a and limit (a where a is NaN); x where a ≥ limit, else +0 ---- */
 
+/* x86's max gives its second operand where one is NaN. */
+#if FN_LEVEL == 3
+FN_INLINE vf vf_at_least(vf a, vf limit) { a.v[0] = (fn_nf)_mm512_max_ps((__m512)limit.v[0], (__m512)a.v[0]); return a; }
+#elif FN_LEVEL == 2
+FN_INLINE vf vf_at_least(vf a, vf limit) { FN_EACH(p, a.v[p] = (fn_nf)_mm256_max_ps((__m256)limit.v[p], (__m256)a.v[p])); return a; }
+#elif defined(FN_X86)
+FN_INLINE vf vf_at_least(vf a, vf limit) { FN_EACH(p, a.v[p] = (fn_nf)_mm_max_ps((__m128)limit.v[p], (__m128)a.v[p])); return a; }
+#else
 FN_INLINE vf vf_at_least(vf a, vf limit) {
     FN_EACH(p, { fn_ni below = (fn_ni)(a.v[p] < limit.v[p]); a.v[p] = (fn_nf)(((fn_ni)limit.v[p] & below) | ((fn_ni)a.v[p] & ~below)); });
     return a;
 }
+#endif
 FN_INLINE vd vd_at_least(vd a, vd limit) {
     FN_EACH(p, { fn_nl below = (fn_nl)(a.v[p] < limit.v[p]); a.v[p] = (fn_nd)(((fn_nl)limit.v[p] & below) | ((fn_nl)a.v[p] & ~below)); });
     return a;
@@ -203,10 +222,31 @@ FN_INLINE int vl_all(vl a) {
     return all == -1;
 }
 
-/* ---- 2^(n + 64), or 2^(n + 256) for doubles, from k = n + 1.5·2^23 (1.5·2^52): n is in the low bits of k ---- */
+/* ---- the integer n next to a (halves to the even one), |a| < 2^12, as c = n + FN_CARRIER; p·2^n, for 1/2 ≤ p ≤ 2, rounded once
+   where it is subnormal ---- */
 
-FN_INLINE vf vf_power_of_two(vf k) { FN_EACH(p, k.v[p] = (fn_nf)(((fn_nu)k.v[p] << 23) + (191u << 23))); return k; }
-FN_INLINE vd vd_power_of_two(vd k) { FN_EACH(p, k.v[p] = (fn_nd)(((fn_nul)k.v[p] << 52) + ((uint64_t)1279 << 52))); return k; }
+#if FN_LEVEL == 3
+#define FN_CARRIER32 0.0f
+#define FN_CARRIER64 0.0
+FN_INLINE vf vf_nearest(vf a) { a.v[0] = (fn_nf)_mm512_roundscale_ps((__m512)a.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); return a; }
+FN_INLINE vd vd_nearest(vd a) { a.v[0] = (fn_nd)_mm512_roundscale_pd((__m512d)a.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); return a; }
+FN_INLINE vf vf_scaled(vf p, vf c) { p.v[0] = (fn_nf)_mm512_scalef_ps((__m512)p.v[0], (__m512)c.v[0]); return p; }
+FN_INLINE vd vd_scaled(vd p, vd c) { p.v[0] = (fn_nd)_mm512_scalef_pd((__m512d)p.v[0], (__m512d)c.v[0]); return p; }
+#else
+#define FN_CARRIER32 12582912.0f /* 1.5·2^23: adding it rounds to an integer, left in the low bits */
+#define FN_CARRIER64 6755399441055744.0 /* 1.5·2^52 */
+FN_INLINE vf vf_nearest(vf a) { return vf_add(a, vf_set1(FN_CARRIER32)); }
+FN_INLINE vd vd_nearest(vd a) { return vd_add(a, vd_set1(FN_CARRIER64)); }
+/* In two steps: 2^(n + 64), or 2^(n + 256), is a normal number. */
+FN_INLINE vf vf_scaled(vf p, vf c) {
+    FN_EACH(p_, c.v[p_] = (fn_nf)(((fn_nu)c.v[p_] << 23) + (191u << 23)));
+    return vf_mul(vf_mul(p, c), vf_set1(0x1p-64f));
+}
+FN_INLINE vd vd_scaled(vd p, vd c) {
+    FN_EACH(p_, c.v[p_] = (fn_nd)(((fn_nul)c.v[p_] << 52) + ((uint64_t)1279 << 52)));
+    return vd_mul(vd_mul(p, c), vd_set1(0x1p-256));
+}
+#endif
 
 /* ---- lanes whose bit is set, the others cleared to +0 ---- */
 

@@ -44,8 +44,8 @@ BOUNDS = {
     ("col_grad_sums", "col_grad_piece", "col_grad_apply"): 4.3,  # 3.4
     ("rows_forward", "rows_apply", "row_apply"): 3.2,  # 2.5
     ("row_grad_sums", "rows_grad"): 6.7,  # 5.4
-    ("softmax",): 9.2,  # 7.3
-    ("softmax_grad",): 4.2,  # 3.4
+    ("softmax", "exps"): 7.2,  # 5.7
+    ("softmax_grad",): 3.8,  # 3.0
     ("dropout",): 17.7,  # 14.2
     ("dropout_grad",): 2.0,  # 1.6
 }

@@ -81,6 +81,21 @@ def test_far_apart_and_far_from_zero(dtype: str, rng: np.random.Generator) -> No
     check((x.astype(np.float64) + 10000).astype(dtype_of(dtype)), 1, "values around 10000")
 
 
+@every_dtype
+@pytest.mark.parametrize(
+    "most", [-1e4, -300, -256, -255.9, -88.1, -1, -0.3, 0, 1e-30, 0.3, 5, 90, 255.9, 256, 256.5, 300, 1e4]
+)
+def test_rows_whose_maximum_is_anywhere(most: float, dtype: str, rng: np.random.Generator) -> None:
+    """Near zero x and its maximum are reduced apart, farther away x - max is. Equal values share alike, and one has all."""
+    t = dtype_of(dtype)
+    x = most - np.abs(rng.standard_normal((40, 150))) * 10.0 ** rng.integers(-6, 2, (40, 1))
+    x[:, 3] = most
+    check(x.astype(t), 1, f"values up to {most}")
+    check((most - np.linspace(0, 110, 1000))[None].astype(t), 1, f"values down from {most}")
+    for n in (1, 2, 8, 100):
+        same_bits(fn.softmax(np.full((2, n), most, t)), np.full((2, n), 1 / n).astype(t), f"{n} times {most}")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_subnormal_results(dtype: str) -> None:
     """exp's tail is gradual: results below the normal range to half a spacing of the subnormals, then zero."""
