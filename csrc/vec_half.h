@@ -92,28 +92,44 @@ FN_INLINE vf vf_of(vu a) { vf r; FN_EACH(p, r.v[p] = (fn_nf)a.v[p]); return r; }
 
 /* ---- bfloat16 ---- */
 
-FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p, r.v[p] <<= 16); return vf_of(r); }
 #if FN_LEVEL == 3
-FN_INLINE vu fn_to_bf16(vf a) {
-    vu r;
-    fn_nu u = (fn_nu)a.v[0], even = u + 0x7fff + (u >> 16 & 1);
-    __mmask16 nan = _mm512_cmp_ps_mask((__m512)a.v[0], (__m512)a.v[0], _CMP_UNORD_Q);
-    r.v[0] = (fn_nu)_mm512_mask_or_epi32((__m512i)even, nan, (__m512i)u, _mm512_set1_epi32(0x400000)) >> 16;
+FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { /* word i to the upper half of lane i */
+    const __m512i to = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+    vf r;
+    r.v[0] = (fn_nf)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, to, _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)s)));
     return r;
 }
 #else
+FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p, r.v[p] <<= 16); return vf_of(r); }
+#endif
+/* In the upper halves; the lower ones are left over. */
 FN_INLINE vu fn_to_bf16(vf a) {
     vu r;
+#if FN_LEVEL == 3
+    fn_nu u = (fn_nu)a.v[0], even = u + 0x7fff + (u >> 16 & 1);
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)a.v[0], (__m512)a.v[0], _CMP_UNORD_Q);
+    r.v[0] = (fn_nu)_mm512_mask_or_epi32((__m512i)even, nan, (__m512i)u, _mm512_set1_epi32(0x400000));
+#else
     FN_EACH(p, {
         fn_nu u = (fn_nu)a.v[p], nan = (fn_nu)(a.v[p] != a.v[p]);
-        r.v[p] = (((u + 0x7fff + (u >> 16 & 1)) & ~nan) | ((u | 0x400000) & nan)) >> 16;
+        r.v[p] = ((u + 0x7fff + (u >> 16 & 1)) & ~nan) | ((u | 0x400000) & nan);
     });
+#endif
     return r;
 }
+#if FN_LEVEL == 3
+FN_INLINE __m256i fn_upper(vu a) {
+    const __m512i odd = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(odd, (__m512i)a.v[0]));
+}
+FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { _mm256_storeu_si256((__m256i *)d, fn_upper(fn_to_bf16(a))); }
+FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { _mm256_stream_si256((__m256i *)d, fn_upper(fn_to_bf16(a))); }
+#else
+FN_INLINE vu fn_upper(vu a) { FN_EACH(p, a.v[p] >>= 16); return a; }
+FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { vu_store_words(d, fn_upper(fn_to_bf16(a))); }
+FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { vu_stream_words(d, fn_upper(fn_to_bf16(a))); }
 #endif
-FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { vu_store_words(d, fn_to_bf16(a)); }
-FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { vu_stream_words(d, fn_to_bf16(a)); }
-FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p, r.v[p] <<= 16); return vf_of(r); }
+FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p, r.v[p] &= 0xffff0000u); return vf_of(r); }
 
 /* ---- float16 ---- */
 

@@ -13,7 +13,7 @@ from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.job cimport element_count, statistic_count
 from fastnorm._kernels.norm cimport norm_backward, norm_forward
 from fastnorm.functional._check cimport (
-    Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fraction_of, layout_of, like, output,
+    Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fraction_of, layout_of, like, named, output,
     overlap, parameter, vector,
 )
 from fastnorm._types import NormGrads, ResidualNormGrads
@@ -191,8 +191,8 @@ cdef object give_back(ChannelContext ctx, object dy, object out):
         np.copyto(out, dx)
         dx = out
     if dresidual is None:
-        return NormGrads(dx, dweight, dbias)
-    return ResidualNormGrads(dx, dweight, dbias, dresidual)
+        return named(NormGrads, (dx, dweight, dbias))
+    return named(ResidualNormGrads, (dx, dweight, dbias, dresidual))
 
 
 # ---- running statistics ----

@@ -20,3 +20,4 @@ cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept
 cdef int apart(object out, object a, str name, int may_be_same) except -1
 cdef void fetch(object p, int dtype, double *dst) noexcept
 cdef object vector(const double *values, Py_ssize_t n, int dtype)
+cdef object named(object kind, tuple values)

@@ -312,3 +312,8 @@ cdef object vector(const double *values, Py_ssize_t n, int dtype):
     cdef cnp.ndarray a = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_FLOAT64 if dtype == FN_F64 else cnp.NPY_FLOAT32)
     ops_for(FN_F64 if dtype == FN_F64 else FN_F32).put(values, n, cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a))
     return a
+
+
+cdef object named(object kind, tuple values):
+    """A named tuple, without the Python function that its constructor is."""
+    return tuple.__new__(kind, values)

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free, malloc
 from fastnorm._kernels.c cimport FN_F32, FN_F64, FN_STREAM
 from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.rows cimport rows_backward, rows_forward
-from fastnorm.functional._check cimport apart, dtype_of, eps_of, like, output, parameter_dtype, vector
+from fastnorm.functional._check cimport apart, dtype_of, eps_of, like, named, output, parameter_dtype, vector
 from fastnorm._types import NormGrads, ResidualNormGrads
 
 cnp.import_array()
@@ -154,14 +154,15 @@ cdef object backward(RowsContext ctx, object dy, object out):
         apart(out, ctx.weight, "weight", False)
         apart(out, dy, "dy", True)
     dx = output(out, ctx.x, ctx._x, ctx.dtype)
-    cdef double *sums = <double *> calloc(2 * job.len + 1, sizeof(double))
+    cdef Py_ssize_t behind = job.len if ctx._gamma is not None else 0  # dbias lies behind dweight
+    cdef double *sums = <double *> calloc(behind + (job.len if ctx._beta is not None else 0) + 1, sizeof(double))
     if sums == NULL:
         raise MemoryError(f"{ctx.op}: no memory for the gradients")
     try:
         if ctx._gamma is not None:
             job.dgamma = sums
         if ctx._beta is not None:
-            job.dbeta = sums + job.len
+            job.dbeta = sums + behind
         job.x = <const char *> cnp.PyArray_DATA(ctx._x)
         job.dy = <const char *> cnp.PyArray_DATA(g)
         job.y = <char *> cnp.PyArray_DATA(dx)
@@ -172,12 +173,12 @@ cdef object backward(RowsContext ctx, object dy, object out):
             if failed:
                 raise MemoryError(f"{ctx.op}: no memory for partial results")
         dweight = like_parameter(ctx._gamma, sums, &job, ctx.dtype)
-        dbias = like_parameter(ctx._beta, sums + job.len, &job, ctx.dtype)
+        dbias = like_parameter(ctx._beta, sums + behind, &job, ctx.dtype)
     finally:
         free(sums)
     if out is not None and out is not dx:
         np.copyto(out, dx)
         dx = out
     if ctx.has_residual:
-        return ResidualNormGrads(dx, dweight, dbias, dx)
-    return NormGrads(dx, dweight, dbias)
+        return named(ResidualNormGrads, (dx, dweight, dbias, dx))
+    return named(NormGrads, (dx, dweight, dbias))
