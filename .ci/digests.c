@@ -82,6 +82,7 @@ static void eat_storage(data_t *d, const void *p) {
 static fn_norm norm_of(const fn_moments *m, double gamma, double beta) {
     fn_norm p = {m->mean, m->mean_lo, gamma / __builtin_sqrt(m->m2 / m->n + 1e-5), beta, 0};
     p.wide = fn_needs_wide(p.mean, m->m2, p.scale);
+    p.near = fn_is_near(p.mean, m->m2 / m->n);
     return p;
 }
 
@@ -129,11 +130,40 @@ static void spans(data_t *d, int level, const char *dtype) {
     }
 }
 
+/* Rows one after the other in memory, streamed, each leaving its last line to the next. */
+static void neighbours(data_t *d, int level, const char *dtype) {
+    const fn_ops *o = d->ops;
+    EVERY(which) EVERY_LENGTH(len) {
+        fn_spans s = {len, 1, 0};
+        fn_norm p[ROWS];
+        fn_grad g[ROWS];
+        fill(d, which);
+        for (int r = 0, left = 0, gleft = 0; r < ROWS; r++) {
+            ptrdiff_t at = r * len * o->itemsize;
+            const char *x = (const char *)d->x + at, *dy = (const char *)d->dy + at;
+            int flags = FN_STREAM | (r + 1 < ROWS ? FN_LEAVE : 0) | (which % 2 ? FN_RELU : 0);
+            fn_moments m;
+            fn_sums sums;
+            o->moments(x, s, &m);
+            p[r] = norm_of(&m, 1.25, 0.5);
+            o->grad_sums(dy, x, NULL, s, p + r, flags & FN_RELU, &sums);
+            g[r] = (fn_grad){p[r].scale, -p[r].scale * p[r].scale * p[r].scale * sums.dot / m.n, -p[r].scale * sums.sum / m.n};
+            left = o->affine(x, NULL, (char *)d->y + at, s, p + r, flags, 0, left ? p + r - 1 : NULL);
+            gleft = o->grad_apply(dy, x, NULL, (char *)d->z + at, NULL, s, p + r, g + r, flags, 0, gleft ? p + r - 1 : NULL,
+                                  gleft ? g + r - 1 : NULL);
+        }
+        o->fence();
+        eat_storage(d, d->y);
+        eat_storage(d, d->z);
+    }
+    report(level, dtype, "neighbours");
+}
+
 static void columns(data_t *d, int level, const char *dtype) {
     const fn_ops *o = d->ops;
-    double *v = memory(8 * WIDTH * sizeof *v), *numbers = memory(8 * WIDTH * sizeof *numbers);
+    double *v = memory(9 * WIDTH * sizeof *v), *numbers = memory(8 * WIDTH * sizeof *numbers);
     double *sum = v, *low = v + WIDTH, *centre = v + 2 * WIDTH, *m2 = v + 3 * WIDTH, *dsum = v + 4 * WIDTH, *dot = v + 5 * WIDTH,
-           *dsum_lo = v + 6 * WIDTH, *dot_lo = v + 7 * WIDTH;
+           *dsum_lo = v + 6 * WIDTH, *dot_lo = v + 7 * WIDTH, *square = v + 8 * WIDTH;
     double *mean = numbers, *mean_lo = numbers + WIDTH, *scale = numbers + 2 * WIDTH, *shift = numbers + 3 * WIDTH,
            *var = numbers + 4 * WIDTH, *a = numbers + 5 * WIDTH, *b = numbers + 6 * WIDTH, *c = numbers + 7 * WIDTH;
     const fn_norms p = {mean, mean_lo, scale, shift, var, ROWS};
@@ -143,8 +173,8 @@ static void columns(data_t *d, int level, const char *dtype) {
         EVERY(which) EVERY_LENGTH(width) {
             ptrdiff_t post = width % 7 ? 1 : 7, channels = width / post;
             fill(d, which);
-            memset(v, 0, 8 * WIDTH * sizeof *v);
-            o->col_sums(d->x, ROWS, width, WIDTH, sum, low);
+            memset(v, 0, 9 * WIDTH * sizeof *v);
+            o->col_sums(d->x, ROWS, width, WIDTH, sum, low, square);
             for (ptrdiff_t j = 0; j < width; j++) centre[j] = (sum[j] + low[j]) / ROWS;
             o->col_squares(d->x, ROWS, width, WIDTH, centre, m2);
             for (ptrdiff_t j = 0; j < channels; j++) { /* the statistics of a channel's first column stand for it */
@@ -161,7 +191,7 @@ static void columns(data_t *d, int level, const char *dtype) {
                 a[j] = r, b[j] = -r * r * r * dot[j * post] / ROWS, c[j] = -r * dsum[j * post] / ROWS;
             }
             o->col_grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, ROWS, width, WIDTH, &p, &g, post, relu);
-            eat_doubles(v, 8 * WIDTH);
+            eat_doubles(v, 9 * WIDTH);
             eat_storage(d, d->y);
             eat_storage(d, d->z);
         }
@@ -181,6 +211,8 @@ static void channels(data_t *d, int level, const char *dtype) {
         o->means(part[0], part[1], 37, n, part[2], part[3]);
         for (ptrdiff_t i = 0; i < n; i++) part[4][i] *= part[4][i];
         o->recentre(part[4], which % 2 ? part[1] : NULL, part[3], 37, n);
+        o->centre(part[4], which % 2 ? part[1] : NULL, part[0], part[2], n);
+        o->mend(part[4], part[6], n);
         o->pool_squares(part[4], part[0], part[1], 5, part[2], part[3], n, part[5], part[6]);
         o->finish(part[4], 37, 1e-5, n, part[7], part[8]);
         o->blend(part[0], 0.1, 1.25, part[7], n);
@@ -207,14 +239,14 @@ static void rows(data_t *d, int level, const char *dtype) {
             memset(dgamma, 0, 4 * WIDTH * sizeof *dgamma);
             int sum = len % 2;
             o->rows_forward(d->x, sum ? d->res : NULL, sum ? d->z : NULL, d->y, ROWS, len, len % 3 ? d->gamma : NULL,
-                            len % 5 && centred ? d->beta : NULL, 1e-5, centred, stat, 0);
+                            len % 5 && centred ? d->beta : NULL, 1e-5, centred, stat, len % 4 ? FN_STREAM : 0);
             eat_storage(d, d->y);
             eat_storage(d, d->z);
             const void *x = sum ? d->z : d->x;
             for (int r = 0; r < ROWS; r++)
                 o->row_grad_sums((char *)d->dy + r * len * o->itemsize, (const char *)x + r * len * o->itemsize, d->gamma, len,
                                  stat + r, sums + r);
-            o->rows_grad(d->dy, x, d->gamma, d->y, ROWS, len, len, (double)len, stat, sums, centred, 0, dgamma, dbeta,
+            o->rows_grad(d->dy, x, d->gamma, d->y, ROWS, len, len, (double)len, stat, sums, centred, len % 4 ? FN_STREAM : 0, dgamma, dbeta,
                          dgamma + 2 * WIDTH, dgamma + 3 * WIDTH);
             eat_doubles(&sums->sum, 4 * ROWS);
             eat_doubles(dgamma, 4 * WIDTH);
@@ -294,6 +326,7 @@ int main(void) {
             data_t d = {table + t, memory(SIZE * 8), memory(SIZE * 8), memory(SIZE * 8), memory(SIZE * 8), memory(SIZE * 8),
                         memory(WIDTH * 8), memory(WIDTH * 8), memory(SIZE * 8)};
             spans(&d, level, DTYPES[t]);
+            neighbours(&d, level, DTYPES[t]);
             columns(&d, level, DTYPES[t]);
             channels(&d, level, DTYPES[t]);
             rows(&d, level, DTYPES[t]);

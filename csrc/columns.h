@@ -188,6 +188,10 @@ FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
     return v;
 }
 
+FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) v, int has_res, int relu) {
+    return NAME(activate)(NAME(normalize)(NAME(col_load)(x, n), v), has_res ? NAME(col_load)(res, n) : v.lo, has_res, relu);
+}
+
 /* ONE(n) over a row of w columns from j = 0: when `lined`, first up to a cache line of y, and whole lines then; ONE_LAST for
    what is less. */
 #define EACH_IN_ROW(y, w, lined, ONE, ONE_LAST)                                                                          \
@@ -219,8 +223,7 @@ FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int s
 
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
                                      const NAME(col_norms) *p, int has_res, int relu, int stream) {
-#define OUT(o, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + (o), n), NAME(col_norm)(p, j)), \
-                                 has_res ? NAME(col_load)(res + (o), n) : SET1(0), has_res, relu)
+#define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
 #define FULL(n) do { fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
     ptrdiff_t r = 0, head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
@@ -247,8 +250,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 /* Rows of w columns without gaps, `size` elements in all, streamed. */
 FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                     int has_res, int relu) {
-#define OUT(o, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + (o), n), NAME(col_norm)(p, j)), \
-                                 has_res ? NAME(col_load)(res + (o), n) : SET1(0), has_res, relu)
+#define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
 #define FULL(n) do { fn_prefetch(x + i + SOON); STREAM(y + i, OUT(i, LANES)); } while (0)
 #define PART(n) STORE_N(y + i, OUT(i, n), n)
     EACH_IN_RUN(y, size, w, FULL, PART);
