@@ -96,7 +96,7 @@ static void spans(data_t *d, int level, const char *dtype) {
         fn_spans s = {len, ROWS, WIDTH};
         fill(d, which);
         o->moments(d->x, s, &m);
-        eat_doubles(&m.n, 4);
+        eat_doubles(&m.n, 6);
     }
     report(level, dtype, "moments");
     for (int flags = 0; flags < 4; flags++) {

@@ -31,12 +31,17 @@ FN_INLINE fn_vdd vdd_div(fn_vdd a, vd n) {
     return vdd_two_sum(q, vd_finite(r));
 }
 
-/* Σ over the m copies of w columns each, with what it loses; `to` may be where the first copy lies. */
+/* Σ over the m copies of w columns each, with what it loses (lo and to_lo may be NULL); `to` may be where the first copy lies. */
 FN_OUTLINE void fn_fold(const double *s, const double *lo, ptrdiff_t w, ptrdiff_t m, double *to, double *to_lo) {
     EACH_EIGHT(w, {
-        fn_vdd a = vdd_at(s + k, lo + k, n);
-        for (ptrdiff_t i = 1; i < m; i++) a = vdd_add(a, vdd_at(s + i * w + k, lo + i * w + k, n));
-        vdd_put(to + k, to_lo + k, a, n);
+        vd zero = vd_zero();
+        fn_vdd a = {fn_at(s + k, n), lo ? fn_at(lo + k, n) : zero};
+        for (ptrdiff_t i = 1; i < m; i++) {
+            fn_vdd b = {fn_at(s + i * w + k, n), lo ? fn_at(lo + i * w + k, n) : zero};
+            a = vdd_add(a, b);
+        }
+        fn_put(to + k, a.hi, n);
+        if (to_lo) fn_put(to_lo + k, a.lo, n);
     })
 }
 
@@ -222,7 +227,7 @@ FN_OUTLINE int fn_are_near(const fn_norms *p, ptrdiff_t from, ptrdiff_t count) {
 }
 FN_INLINE int fn_is_wide(const fn_norms *p, const fn_grads *g, ptrdiff_t k) {
     return fn_needs_wide(p->mean[k], p->var[k] * p->number, p->scale[k]) ||
-           (g && !(fn_is_plain(g->a[k]) & fn_is_plain(g->b[k]) & fn_is_plain(g->c[k])));
+           (g && !fn_are_safe(g->a[k], g->b[k], g->c[k]));
 }
 /* How many of the columns from .. from + w are alike in asking for wider arithmetic. */
 FN_INLINE ptrdiff_t fn_alike(const fn_norms *p, const fn_grads *g, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post) {

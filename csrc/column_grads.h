@@ -57,7 +57,7 @@ FN_OUTLINE void NAME(col_grad_piece)(const S *dy, const S *x, const S *res, ptrd
         fn_fold(q.sum, q.sum_lo, w, m, to.sum, to.sum_lo);
         fn_fold(q.dot, q.dot_lo, w, m, to.dot, to.dot_lo);
     }
-    /* What of the mean is to be taken off yet: all, or what hi lacks; pad is 0. */
+    /* The part of the mean not yet subtracted: all of it, or what hi lacks; pad is 0. */
     if (post == 1)
         EACH_EIGHT(w, {
             vd mean = fn_at(p->mean + t + k, n), rest = near ? mean : vd_sub(mean, GET8(v.hi + k));

@@ -76,13 +76,13 @@ FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, 
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece;
-        double room[3 * FN_TILE], none[FN_TILE] = {0};
+        double room[3 * FN_TILE];
         double *s = m > 1 ? room : sum + t, *lo = m > 1 ? room + FN_TILE : sum_lo + t, *q = m > 1 ? room + 2 * FN_TILE : square + t;
         for (ptrdiff_t j = 0; j < m * w; j++) s[j] = lo[j] = q[j] = 0;
         EACH_ABREAST(m, rows, NAME(col_look_add)(x + t + done * stride, height, a * w, a * stride, s, lo, q))
         if (m > 1) {
             fn_fold(s, lo, w, m, sum + t, sum_lo + t);
-            fn_fold(q, none, w, m, square + t, none);
+            fn_fold(q, NULL, w, m, square + t, NULL);
         }
         if (!EXACT_SQUARES) for (ptrdiff_t j = t; j < t + w; j++) square[j] = NAN;
     }
@@ -129,7 +129,7 @@ FN_INLINE ptrdiff_t NAME(col_head)(const S *y, ptrdiff_t w) {
     return w >= 4 * LANES ? head : 0;
 }
 
-/* And of those whose number is to be aligned: with rows that are streamed one by one, none. */
+/* How many lie before the first aligned number: none where rows are streamed one by one. */
 FN_INLINE ptrdiff_t NAME(col_pad_for)(const S *y, ptrdiff_t w, ptrdiff_t stride, int stream) { return stream && w != stride ? 0 : NAME(col_head)(y, w); }
 
 /* The end of channel k, or of the w columns after `from`. */
@@ -173,6 +173,7 @@ FN_INLINE void NAME(col_spread)(const double *from, ptrdiff_t t, ptrdiff_t w, pt
     NAME(repeat)(to, w, m);
 }
 
+#ifdef WIDER
 /* Columns from t on that need the same arithmetic, at most w; *wide: it is wider, and they belong to one channel. */
 FN_INLINE ptrdiff_t NAME(col_alike)(const fn_norms *p, const fn_grads *g, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post, int *wide) {
     ptrdiff_t k = t / post;
@@ -181,6 +182,7 @@ FN_INLINE ptrdiff_t NAME(col_alike)(const fn_norms *p, const fn_grads *g, ptrdif
     *wide = fn_is_wide(p, g, k);
     return *wide ? NAME(channel_end)(k, post, t, w) : fn_alike(p, g, t, w, post);
 }
+#endif
 
 FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
     j += p->pad;
@@ -221,9 +223,9 @@ FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int s
     return stream && w < left && w > over ? w - over : w;
 }
 
+#define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
                                      const NAME(col_norms) *p, int has_res, int relu, int stream) {
-#define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
 #define FULL(n) do { fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
     ptrdiff_t r = 0, head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
@@ -244,13 +246,11 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
     }
 #undef PART
 #undef FULL
-#undef OUT
 }
 
 /* Rows of w columns without gaps, `size` elements in all, streamed. */
 FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                     int has_res, int relu) {
-#define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
 #define FULL(n) do { fn_prefetch(x + i + SOON); STREAM(y + i, OUT(i, LANES)); } while (0)
 #define PART(n) STORE_N(y + i, OUT(i, n), n)
     EACH_IN_RUN(y, size, w, FULL, PART);

@@ -99,7 +99,7 @@ typedef struct {
 
     /* sum[j] = Σ_r x[r,j] over `rows` rows (hi and lo parts); square[j] = Σ_r x[r,j]², NaN for float64. */
     void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo, double *square);
-    /* m2[j] = Σ_r (x[r,j] - centre[j])² - rows·(centre[j] - fl(centre[j]))²: about the centre in double. */
+    /* m2[j] = Σ_r (x[r,j] - c)² - rows·(centre[j] - c)², c = fl(centre[j]): the squares about the centre, if it is the mean. */
     void (*col_squares)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2);
     /* Here and below p and g have a number per channel, which owns `post` neighbouring columns. */
     void (*col_affine)(const void *x, const void *residual, void *y, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,

@@ -9,9 +9,6 @@
 #include "accumulate.h"
 #include "channels.h"
 
-/* Can float arithmetic hold them? */
-FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_is_plain(g->b) & fn_is_plain(g->c); }
-
 /* ---- half types: float16 and bfloat16 in memory, float in registers ---- */
 
 #include "vec_half.h"
@@ -156,10 +153,11 @@ FN_INLINE int fn_grad_is_safe(const fn_grad *g) { return fn_is_plain(g->a) & fn_
 
 /* ---- the table ---- */
 
-#define OPS(dtype, size) \
-    {size, &FN_CHANNELS, fn_fence, moments_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype, col_sums_##dtype, col_squares_##dtype, \
-     col_affine_##dtype, col_grad_sums_##dtype, col_grad_apply_##dtype, row_moments_##dtype, row_apply_##dtype, \
-     rows_forward_##dtype, row_grad_sums_##dtype, rows_grad_##dtype, add_##dtype, gate_row_##dtype, softmax_##dtype, softmax_grad_##dtype, \
-     lse_##dtype, cross_entropy_grad_##dtype, dropout_##dtype, dropout_grad_##dtype, get_##dtype, put_##dtype}
+#define OPS(dtype, size)                                                                                                 \
+    {size, &FN_CHANNELS, fn_fence, moments_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype,               \
+     col_sums_##dtype, col_squares_##dtype, col_affine_##dtype, col_grad_sums_##dtype, col_grad_apply_##dtype,           \
+     row_moments_##dtype, row_apply_##dtype, rows_forward_##dtype, row_grad_sums_##dtype, rows_grad_##dtype,             \
+     add_##dtype, gate_row_##dtype, softmax_##dtype, softmax_grad_##dtype, lse_##dtype, cross_entropy_grad_##dtype,      \
+     dropout_##dtype, dropout_grad_##dtype, get_##dtype, put_##dtype}
 
 const fn_ops FN_TABLE[FN_DTYPES] = {OPS(f32, 4), OPS(f64, 8), OPS(f16, 2), OPS(bf16, 2)};

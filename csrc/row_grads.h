@@ -6,7 +6,7 @@
    while dx is made; left to the processor, it stops at every page. */
 
 
-/* Σg and Σg·(x - mean) of one row, in double as in spans.h. */
+/* Σg and Σg·(x - mean) of one row, in double as in spans.h, x - mean always first. */
 FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, W mean) {
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
     ptrdiff_t i = 0, ahead = len < 8 * LINE ? 0 : SOON; /* short rows take longer than memory does */
@@ -108,7 +108,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
             q.rstd[k] = (T)p->scale;
             q.b[k] = (T)g.b;
             q.c[k] = (T)g.c;
-            safe &= (p->wide == 0) & fn_grad_is_safe(&g);
+            safe &= (p->wide == 0) & fn_are_safe(g.a, g.b, g.c);
         }
 #ifdef WIDER
         if (FN_UNLIKELY(!safe)) { /* row by row: a row's dx must not depend on its neighbours */

@@ -1,7 +1,7 @@
 /* Rows that each have their own statistic and share per-column parameters: layer norm and RMS norm.
 
-   Included once per (storage S, arithmetic T). Short rows are taken several at a time and in stages (all sums, all means,
-   all squares, all roots, all outputs), so that the latency of one row's reductions, root and division hides behind the
+   Included once per (storage S, arithmetic T). Short rows are taken several at a time and in stages (all sums and squares,
+   all means and variances, all roots, all outputs), so that the latency of one row's reductions, root and division hides behind the
    next row's work. A row's result depends on its own values and length alone. */
 
 #define FN_ROWS 8 /* as fn_eight holds */

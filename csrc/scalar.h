@@ -50,7 +50,6 @@ FN_INLINE void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) {
 FN_INLINE int fn_is_kept(double m2, double squares) { return m2 >= squares * FN_KEPT; }
 /* Is the mean so near zero, beside the deviations, that Σg·(x - mean) may be taken as Σg·x - mean·Σg? The same million. */
 FN_INLINE int fn_is_near(double mean, double var) { return var >= mean * mean * FN_KEPT; }
-FN_INLINE double fn_sqrt(double x) { return __builtin_sqrt(x); }
 
 /* 2^low ≤ |a| < 2^high, or a = 0. */
 FN_INLINE int fn_within(double a, int low, int high) {
@@ -60,6 +59,8 @@ FN_INLINE int fn_within(double a, int low, int high) {
 }
 /* Far enough from float's limits that a product with data stays inside them. */
 FN_INLINE int fn_is_plain(double a) { return fn_within(a, -100, 100); }
+/* Can float arithmetic hold a, b and c? */
+FN_INLINE int fn_are_safe(double a, double b, double c) { return fn_is_plain(a) & fn_is_plain(b) & fn_is_plain(c); }
 /* Must y = (x - mean)·scale + shift be computed in double? m2 bounds (x - mean)². A mean below 2^-90 has a low part that float
    cannot hold. */
 FN_INLINE int fn_needs_wide(double mean, double m2, double scale) {

@@ -1,9 +1,9 @@
 /* Softmax, log-softmax and the gradients of both and of cross-entropy, a row at a time.
 
    Included once per (storage S, arithmetic T). exp is our own, so that it has the same bits everywhere: n = round(x·log2 e),
-   r = x - n·ln 2 in two steps (Cody and Waite), a polynomial in r, and a scaling by 2^n in two exact steps that also reach the
-   subnormals. Four vectors take every step side by side (HOLD keeps the order): one alone is a chain of thirty steps, each
-   waiting for the last. Below 1.5 ULP. */
+   r = x - n·ln 2 in two steps (Cody and Waite), a polynomial in r, and a scaling by 2^n that rounds once, where the result is
+   subnormal. Near zero four vectors take every step side by side (HOLD keeps the order): one alone is a chain of thirty steps,
+   each waiting for the last. Below 1.5 ULP. */
 
 #define EXP_AT_ONCE 4
 #define EACH_OF(count, k) _Pragma("GCC unroll 4") for (int k = 0; k < (count); k++)
@@ -28,10 +28,10 @@ FN_INLINE V NAME(exp)(V hi, V lo) {
     return hi;
 }
 
-/* exp(x - max) of a row. The difference must not be rounded: that would cost |x - max|/2 ULP. Near zero it is not taken at all:
-   x and max are each reduced, by m = round((x - max)·log2 e) + N and by N = round(max·log2 e) times ln 2, to numbers below 1 whose
-   difference is r. x = max gives 1 exactly. */
-typedef struct { V max, least, zero, rest; int near; } NAME(pivot); /* zero: what to take off c for m */
+/* exp(x - max) of a row. The difference must not be rounded: that would cost |x - max|/2 ULP. Near zero it serves to choose n alone:
+   x and max are each reduced, by m = n + N and by N = round(max·log2 e) times ln 2, to numbers below 1 whose difference is r.
+   x = max gives 1 exactly. exp is 0 below `least`; c - zero = m; rest = max - N·ln 2. */
+typedef struct { V max, least, zero, rest; int near; } NAME(pivot);
 
 FN_INLINE NAME(pivot) NAME(pivot_of)(T max) {
     V top = SET1(max), n = SUB(NEAREST(MUL(top, SET1(LOG2_E))), SET1(CARRIER));
@@ -62,7 +62,8 @@ FN_INLINE V NAME(exp_one)(V x, const NAME(pivot) *p) {
     return x;
 }
 
-/* Four vectors of a row of which `left` elements are left: where there are none, max; and the way back. */
+/* Four vectors of a row of which `left` elements are left, and the way back. A vector beyond the end is max, a lane beyond it 0,
+   whose exp is not used. */
 FN_INLINE ptrdiff_t NAME(exp_lanes)(ptrdiff_t left, int k) { left -= k * LANES; return left < 0 ? 0 : left < LANES ? left : LANES; }
 FN_INLINE void NAME(exp_load)(V *e, const S *x, ptrdiff_t left, const NAME(pivot) *p) {
     if (FN_LIKELY(left >= EXP_AT_ONCE * LANES)) EACH_OF(EXP_AT_ONCE, k) e[k] = LOAD(x + k * LANES);
@@ -100,7 +101,7 @@ FN_INLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
 }
 
 /* Σexp(x - max); with y, exp(x - max) is left there. `fine`: every one is added in double, because a small cost is the log of 1 and a
-   little; otherwise four are added before. */
+   little; otherwise four are first added in T. */
 FN_INLINE double NAME(row_exp)(const S *x, S *y, const S *soon, ptrdiff_t len, const NAME(pivot) *p, int near, int fine) {
     ACC acc = ACC_ZERO();
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
@@ -229,4 +230,3 @@ FN_OUTLINE void NAME(cross_entropy_grad)(const void *xv, void *dxv, ptrdiff_t le
     t[target - at] -= (T)b;
     if (n < LANES) STORE_N(dx + at, LOAD_T(t), n); else STORE(dx + at, LOAD_T(t));
 }
-

@@ -33,7 +33,7 @@
 FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
 FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
 
-/* Σx and, where they are exact, Σx²: in two parts, because each addition waits for the last one. */
+/* Σx and, where they are exact, Σx²; the squares in two parts, because each addition waits for the last one. */
 typedef struct { ACC sum, even, odd; } NAME(look);
 FN_INLINE NAME(look) NAME(look_zero)(void) { NAME(look) a = {ACC_ZERO(), ACC_ZERO(), ACC_ZERO()}; return a; }
 FN_INLINE NAME(look) NAME(look_at)(NAME(look) a, W x) {
@@ -241,14 +241,14 @@ FN_INLINE NAME(sums) NAME(sums_add)(NAME(sums) a, W g, W x, W mean, int near) {
     return a;
 }
 
-/* The two sums with all that they carry, about the whole mean; `rest` is what of it is to be taken off yet. */
+/* Both sums with their low parts; `rest` is the part of the mean that has not yet been subtracted. */
 FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a, double rest) {
     fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
     fn_sums out = {sum.hi, sum.lo, dot.hi, dot.lo - rest * sum.hi};
     return out;
 }
 
-/* Σdy and Σdy·(x - mean) of one span, every product and sum in double: they may cancel. */
+/* Σdy and Σdy·(x - mean), or with `near` Σdy·x, of one span, every product and sum in double: they may cancel. */
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len,
                                           NAME(affine_v) v, W mean, int near, int has_res, int relu, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
@@ -259,8 +259,10 @@ FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x,
         a = NAME(sums_add)(a, WIDE(g), WIDE(xi), mean, near);                                                            \
     } while (0)
     for (; i <= len - 4 * LANES; i += 4 * LANES) {
-        FETCH(x + i + ahead, 4 * LANES);
-        FETCH(dy + i + ahead, 4 * LANES);
+        if (ahead) {
+            FETCH(x + i + ahead, 4 * LANES);
+            FETCH(dy + i + ahead, 4 * LANES);
+        }
         ONE(i); ONE(i + LANES); ONE(i + 2 * LANES); ONE(i + 3 * LANES);
     }
     for (; i <= len - LANES; i += LANES) ONE(i);
@@ -352,7 +354,7 @@ FN_OUTLINE int NAME(grad_apply)(const void *dyv, const void *xv, const void *rv,
     const S *dy = dyv, *x = xv, *res = rv;
     S *dx = dxv, *dr = drv;
 #ifdef WIDER
-    if (FN_UNLIKELY(p->wide || !fn_grad_is_safe(g))) {
+    if (FN_UNLIKELY(p->wide || !fn_are_safe(g->a, g->b, g->c))) {
         for (ptrdiff_t k = 0, o = 0; before && k < s.count; k++, o += s.stride) {
             ptrdiff_t in = NAME(into_line)(dx + o);
             fn_spans rest = {in, 1, 0};

@@ -3,12 +3,12 @@
    A logical vector is 64 bytes on every instruction set: vf holds 16 floats, vd 8 doubles, each a struct of native
    vectors (four of SSE2 or NEON, two of AVX2, one of AVX-512). Because the logical width is fixed and every operation is
    a single IEEE operation per lane (no reassociation, and a multiply-add is fused only where the product is exact), a kernel
-   written in this vocabulary gives the same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter into memory traffic at the
-   narrower levels (12 GB/s in place of 88 for a sum of squares at AVX2).
+   written in this vocabulary gives the same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter
+   into memory traffic at the narrower levels (12 GB/s in place of 88 for a sum of squares at AVX2).
 
    The level is chosen by the translation unit that includes this file (level_*.c): FN_LEVEL is 0 baseline (SSE2),
    2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL), 4 NEON. Any other machine with gcc or clang takes level 0 without
-   intrinsics. Intrinsics and compiler extensions live in this header and nowhere else. */
+   intrinsics. Intrinsics live in this header and vec_half.h, and nowhere else. */
 #ifndef FN_VEC_H
 #define FN_VEC_H
 
@@ -71,7 +71,6 @@ FN_INLINE vf vf_zero(void) { vf r; FN_EACH(p, r.v[p] = (fn_nf){0}); return r; }
 FN_INLINE vf vf_add(vf a, vf b) { FN_EACH(p, a.v[p] += b.v[p]); return a; }
 FN_INLINE vf vf_sub(vf a, vf b) { FN_EACH(p, a.v[p] -= b.v[p]); return a; }
 FN_INLINE vf vf_mul(vf a, vf b) { FN_EACH(p, a.v[p] *= b.v[p]); return a; }
-FN_INLINE vf vf_div(vf a, vf b) { FN_EACH(p, a.v[p] /= b.v[p]); return a; }
 
 /* The same value, in a register from here on: gcc otherwise loads again wherever it is used. */
 #if defined(FN_X86)
@@ -188,8 +187,8 @@ FN_INLINE vd vd_at_least(vd a, vd limit) {
 FN_INLINE vf vf_zero_below(vf a, vf limit, vf x) { FN_EACH(p, x.v[p] = (fn_nf)((fn_ni)x.v[p] & ~(fn_ni)(a.v[p] < limit.v[p]))); return x; }
 FN_INLINE vd vd_zero_below(vd a, vd limit, vd x) { FN_EACH(p, x.v[p] = (fn_nd)((fn_nl)x.v[p] & ~(fn_nl)(a.v[p] < limit.v[p]))); return x; }
 
-/* ---- doubles: NaN as 0; NaN and infinity as 0; floats: |a|, 0 as 1; doubles: lanes where low ≤ |a| < high or a = 0, where
-   low ≤ a ≤ high, and where a ≤ limit ---- */
+/* ---- doubles: NaN as 0; NaN and infinity as 0; floats: |a|, 0 as 1; doubles: lanes where low ≤ |a| < high or a = 0,
+   and where a ≤ limit ---- */
 
 FN_INLINE vd vd_number(vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] == a.v[p]))); return a; }
 FN_INLINE vd vd_finite(vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] - a.v[p] == 0.0))); return a; }
@@ -209,11 +208,6 @@ FN_INLINE vl vd_within(vd a, double low, double high) {
     });
     return r;
 }
-FN_INLINE vl vd_between(vd a, double low, double high) {
-    vl r;
-    FN_EACH(p, r.v[p] = (fn_nl)(a.v[p] >= low) & (fn_nl)(a.v[p] <= high));
-    return r;
-}
 FN_INLINE vl vd_at_most(vd a, vd limit) { vl r; FN_EACH(p, r.v[p] = (fn_nl)(a.v[p] <= limit.v[p])); return r; }
 FN_INLINE vl vl_and(vl a, vl b) { FN_EACH(p, a.v[p] &= b.v[p]); return a; }
 FN_INLINE int vl_all(vl a) {
@@ -222,7 +216,7 @@ FN_INLINE int vl_all(vl a) {
     return all == -1;
 }
 
-/* ---- the integer n next to a (halves to the even one), |a| < 2^12, as c = n + FN_CARRIER; p·2^n, for 1/2 ≤ p ≤ 2, rounded once
+/* ---- the integer n next to a (halves to the even one), |a| < 2^12, as c = n + FN_CARRIER32 or 64 (0 at AVX-512); p·2^n, for 1/2 ≤ p ≤ 2, rounded once
    where it is subnormal ---- */
 
 #if FN_LEVEL == 3
@@ -343,7 +337,6 @@ FN_INLINE void vd_store_float(float *d, vd a) {
         _mm_storeu_ps(d + 4 * p, _mm_movelh_ps(_mm_cvtpd_ps((__m128d)a.v[2 * p]), _mm_cvtpd_ps((__m128d)a.v[2 * p + 1])));
 }
 #else
-typedef float fn_half_nf __attribute__((vector_size(8)));
 FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
     vd r;
     r.v[0] = (fn_nd){a[0], a[1]}; r.v[1] = (fn_nd){a[2], a[3]};

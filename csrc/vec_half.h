@@ -49,10 +49,7 @@ FN_INLINE float fn_float_to_odd(double d) {
 /* ---- sixteen 16-bit words to and from 32-bit lanes ---- */
 
 #if FN_LEVEL == 3
-FN_INLINE vu vu_load_words(const uint16_t *s) { vu r; r.v[0] = (fn_nu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)s)); return r; }
-FN_INLINE __m256i fn_words(vu a) { return _mm512_cvtepi32_epi16((__m512i)a.v[0]); }
-FN_INLINE void vu_store_words(uint16_t *d, vu a) { _mm256_storeu_si256((__m256i *)d, fn_words(a)); }
-FN_INLINE void vu_stream_words(uint16_t *d, vu a) { _mm256_stream_si256((__m256i *)d, fn_words(a)); }
+/* has instructions of its own for all of this */
 #elif FN_LEVEL == 2
 FN_INLINE vu vu_load_words(const uint16_t *s) {
     vu r;
@@ -87,7 +84,6 @@ FN_INLINE void vu_store_words(uint16_t *d, vu a) { FN_EACH(p, for (int i = 0; i 
 FN_INLINE void vu_stream_words(uint16_t *d, vu a) { vu_store_words(d, a); }
 #endif
 
-FN_INLINE vu vu_of(vf a) { vu r; FN_EACH(p, r.v[p] = (fn_nu)a.v[p]); return r; }
 FN_INLINE vf vf_of(vu a) { vf r; FN_EACH(p, r.v[p] = (fn_nf)a.v[p]); return r; }
 
 /* ---- bfloat16 ---- */
@@ -177,25 +173,35 @@ FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { vu_stream_words(d, fn_to_f16(a))
 FN_INLINE vf vf_round_f16(vf a) { return fn_of_f16(fn_to_f16(a)); }
 #endif
 
-/* ---- partial vectors, and halves under double arithmetic ---- */
+/* ---- partial vectors ---- */
 
 #define FN_HALF(type)                                                                                                    \
-    FN_OUTLINE vf vf_load_##type##_n(const uint16_t *s, ptrdiff_t n) { uint16_t t[16] = {0}; memcpy(t, s, (size_t)n * 2); return vf_load_##type(t); } \
-    FN_OUTLINE void vf_store_##type##_n(uint16_t *d, vf a, ptrdiff_t n) { uint16_t t[16]; vf_store_##type(t, a); memcpy(d, t, (size_t)n * 2); } \
-    FN_OUTLINE vd vd_load_##type##_n(const uint16_t *s, ptrdiff_t n) {                                                     \
-        double t[8] = {0};                                                                                               \
-        for (ptrdiff_t i = 0; i < n; i++) t[i] = (double)fn_float_of_##type(s[i]);                                       \
-        return vd_load(t);                                                                                               \
+    FN_OUTLINE vf vf_load_##type##_n(const uint16_t *s, ptrdiff_t n) {                                                   \
+        uint16_t t[16] = {0};                                                                                            \
+        memcpy(t, s, (size_t)n * 2);                                                                                     \
+        return vf_load_##type(t);                                                                                        \
     }                                                                                                                    \
-    FN_OUTLINE void vd_store_##type##_n(uint16_t *d, vd a, ptrdiff_t n) {                                                  \
-        double t[8];                                                                                                     \
-        vd_store(t, a);                                                                                                  \
-        for (ptrdiff_t i = 0; i < n; i++) d[i] = fn_##type##_of_float(fn_float_to_odd(t[i]));                            \
-    }                                                                                                                    \
-    FN_OUTLINE vd vd_load_##type(const uint16_t *s) { return vd_load_##type##_n(s, 8); }                                   \
-    FN_OUTLINE void vd_store_##type(uint16_t *d, vd a) { vd_store_##type##_n(d, a, 8); }                                   \
-    FN_OUTLINE vd vd_round_##type(vd a) { uint16_t t[8]; vd_store_##type(t, a); return vd_load_##type(t); }
+    FN_OUTLINE void vf_store_##type##_n(uint16_t *d, vf a, ptrdiff_t n) {                                                \
+        uint16_t t[16];                                                                                                  \
+        vf_store_##type(t, a);                                                                                           \
+        memcpy(d, t, (size_t)n * 2);                                                                                     \
+    }
 FN_HALF(f16)
 FN_HALF(bf16)
+
+/* bfloat16 under double arithmetic; the range of float16 never needs it. */
+FN_OUTLINE vd vd_load_bf16_n(const fn_bf16 *s, ptrdiff_t n) {
+    double t[8] = {0};
+    for (ptrdiff_t i = 0; i < n; i++) t[i] = (double)fn_float_of_bf16(s[i]);
+    return vd_load(t);
+}
+FN_OUTLINE void vd_store_bf16_n(fn_bf16 *d, vd a, ptrdiff_t n) {
+    double t[8];
+    vd_store(t, a);
+    for (ptrdiff_t i = 0; i < n; i++) d[i] = fn_bf16_of_float(fn_float_to_odd(t[i]));
+}
+FN_OUTLINE vd vd_load_bf16(const fn_bf16 *s) { return vd_load_bf16_n(s, 8); }
+FN_OUTLINE void vd_store_bf16(fn_bf16 *d, vd a) { vd_store_bf16_n(d, a, 8); }
+FN_OUTLINE vd vd_round_bf16(vd a) { uint16_t t[8]; vd_store_bf16(t, a); return vd_load_bf16(t); }
 
 #endif

@@ -36,6 +36,10 @@ cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
 
 
+cdef inline const char *at(const void *p, Py_ssize_t bytes) noexcept nogil:
+    return <const char *> p + bytes if p != NULL else NULL
+
+
 cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a > b else b
 

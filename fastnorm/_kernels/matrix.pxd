@@ -83,10 +83,6 @@ cdef inline Cell cell_of(const Job *job, const Matrix *a, Py_ssize_t u) noexcept
     return z
 
 
-cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
-    return p + bytes if p != NULL else NULL
-
-
 # ---- memory ----
 
 # One number per statistic in each array.

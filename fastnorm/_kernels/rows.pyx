@@ -14,6 +14,7 @@ from libc.string cimport memset
 
 from fastnorm._kernels.c cimport fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
+from fastnorm._kernels.job cimport at, ceil_div, least
 
 cdef enum:
     SLOT = 65536  # elements of a row behind one partial result
@@ -21,18 +22,6 @@ cdef enum:
     CHUNK_ELEMENTS = 16384  # about the elements in a piece of work
     PARTS = 16  # blocks of rows with parameter gradients of their own: enough threads' worth, and little memory
     GROUP = 8  # rows differentiated together
-
-
-cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return (a + b - 1) // b
-
-
-cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
-    return p + bytes if p != NULL else NULL
 
 
 # A row's numbers for the backward.

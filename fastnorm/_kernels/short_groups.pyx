@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.c cimport FN_RELU, FN_STREAM, fn_moments, fn_needs_wide, fn_norm, fn_spans, fn_sums
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport Job, element_count, finish
+from fastnorm._kernels.job cimport Job, at, element_count, finish
 from fastnorm._kernels.rows cimport Sizes, sizes_of, weighs_wide
 
 
@@ -32,10 +32,6 @@ cdef inline fn_norm row_norm(const Job *job, Py_ssize_t i) noexcept nogil:
     p.mean, p.mean_lo, p.scale, p.shift = job.mean[i], job.mean_lo[i], job.rstd[i], 0
     p.wide = fn_needs_wide(p.mean, 0, p.scale)  # rstd bounds the variance
     return p
-
-
-cdef inline const char *at(const void *p, Py_ssize_t bytes) noexcept nogil:
-    return <const char *> p + bytes if p != NULL else NULL
 
 
 # y = max(y, 0), as the ReLU of the spans' affine with nothing else to do.

@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.c cimport FN_LEAVE, FN_STREAM, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
-    Job, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, statistic_size,
+    Job, at, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, statistic_size,
     weigh,
 )
 
@@ -75,10 +75,6 @@ cdef inline Extent extent_of(const Job *job) noexcept nogil:
 cdef inline Py_ssize_t ahead_of(const Job *job, const Extent *e, Py_ssize_t arrays) noexcept nogil:
     cdef Py_ssize_t size = arrays * e.all.len * e.all.count * job.ops.itemsize
     return e.step if job.given or size <= NEAR_BYTES else 0
-
-
-cdef inline const char *at(const char *p, Py_ssize_t bytes) noexcept nogil:
-    return p + bytes if p != NULL else NULL
 
 
 # Enough statistics to give every thread whole ones.
