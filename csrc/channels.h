@@ -212,18 +212,17 @@ FN_OUTLINE int fn_are_plain(const fn_norms *p, const fn_grads *g, ptrdiff_t from
     })
     return vl_all(all);
 }
-/* Are all means of channels from .. from + count near zero (1), none (0) or some (-1)? */
+/* Is the mean of channel k, or of all channels from .. from + count, near zero? */
+FN_INLINE int fn_is_near_at(const fn_norms *p, ptrdiff_t k) { return !p->given && fn_is_near(p->mean[k], p->var[k]); }
 FN_OUTLINE int fn_are_near(const fn_norms *p, ptrdiff_t from, ptrdiff_t count) {
     if (p->given) return 0;
-    vd kept = vd_set1(FN_KEPT);
-    vl all = vd_at_most(vd_zero(), kept);
+    vd four = vd_set1(4);
+    vl all = vd_at_most(vd_zero(), four);
     EACH_EIGHT(count, {
         vd mean = fn_at(p->mean + from + k, n);
-        all = vl_and(all, vd_at_most(vd_mul(vd_mul(mean, mean), kept), fn_at(p->var + from + k, n)));
+        all = vl_and(all, vd_at_most(vd_mul(mean, mean), vd_mul(four, fn_at(p->var + from + k, n))));
     })
-    if (FN_LIKELY(vl_all(all))) return 1;
-    for (ptrdiff_t k = from; k < from + count; k++) if (fn_is_near(p->mean[k], p->var[k])) return -1;
-    return 0;
+    return vl_all(all);
 }
 FN_INLINE int fn_is_wide(const fn_norms *p, const fn_grads *g, ptrdiff_t k) {
     return fn_needs_wide(p->mean[k], p->var[k] * p->number, p->scale[k]) ||

@@ -5,7 +5,7 @@
 
 /* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
 FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
-                                        NAME(affine_v) v, int near, int has_res, int relu) {
+                                        NAME(affine_v) v, V centre, int near, int has_res, int relu) {
     NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
     if (rows == 4) {
         NAME(col_fetch)(dy, 4, stride);
@@ -13,21 +13,21 @@ FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, p
     }
     _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
-        if (!relu && n == LANES) { s = NAME(sums_add)(s, WIDE_AT(dy + o), WIDE_AT(x + o), WIDE(v.hi), near); continue; }
+        if (!relu && n == LANES) { s = NAME(sums_add)(s, WIDE_AT(dy + o), WIDE_AT(x + o), WIDE(centre), near); continue; }
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
-        s = NAME(sums_add)(s, WIDE(g), WIDE(xi), WIDE(v.hi), near);
+        s = NAME(sums_add)(s, WIDE(g), WIDE(xi), WIDE(centre), near);
     }
     return s;
 }
 
 FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
-                                   const NAME(col_norms) *p, int near, int has_res, int relu, fn_planes to) {
+                                   const NAME(col_norms) *p, const T *centre, int near, int has_res, int relu, fn_planes to) {
 #define BODY(row, rows, n)                                                                                               \
     do {                                                                                                                 \
         ptrdiff_t o = (row) * stride + j;                                                                                \
         NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), \
-                                          near, has_res, relu);                                                          \
+                                          near ? SET1(0) : LOAD_T(centre + j), near, has_res, relu);                      \
         ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n);                                                                    \
         ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n);                                                                    \
     } while (0)
@@ -37,61 +37,54 @@ FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdif
 #undef BODY
 }
 
-/* The sums of w columns from t on, about the means of their channels. */
-FN_OUTLINE void NAME(col_grad_piece)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t m,
-                                     const fn_norms *p, ptrdiff_t t, ptrdiff_t post, int near, int relu, fn_planes to) {
-    NAME(col_norms) v;
-    double room[4][FN_TILE];
-    fn_planes many = {room[0], room[1], room[2], room[3]}, q = m > 1 ? many : to;
-    NAME(col_split)(p, t, w, post, m, 0, &v);
-    for (ptrdiff_t j = 0; j < m * w; j++) q.sum[j] = q.sum_lo[j] = q.dot[j] = q.dot_lo[j] = 0;
-#define BODY(r, near, has_res, relu)                                                                                     \
-    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v,   \
-                                              near, has_res, relu, q))
-    if (GENERIC || near != EXACT_SQUARES) BODY(res ? res + done * stride : NULL, 0, res != NULL, relu)
-    else if (!relu) BODY(NULL, EXACT_SQUARES, 0, 0)
-    else if (!res) BODY(NULL, EXACT_SQUARES, 0, 1)
-    else BODY(res + done * stride, EXACT_SQUARES, 1, 1)
-#undef BODY
-    if (m > 1) {
-        fn_fold(q.sum, q.sum_lo, w, m, to.sum, to.sum_lo);
-        fn_fold(q.dot, q.dot_lo, w, m, to.dot, to.dot_lo);
+/* What is taken off x of columns from t on before it is multiplied: nothing where the mean is near zero. */
+FN_INLINE void NAME(col_centres)(const fn_norms *p, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, const T *hi, T *centre) {
+    for (ptrdiff_t j = 0, k = t / post; j < w; k++) {
+        int near = EXACT_SQUARES && fn_is_near_at(p, k);
+        for (ptrdiff_t end = NAME(channel_end)(k, post, t, w); j < end; j++) centre[j] = near ? 0 : hi[j];
     }
-    /* The part of the mean not yet subtracted: all of it, or what hi lacks; pad is 0. */
-    if (post == 1)
-        EACH_EIGHT(w, {
-            vd mean = fn_at(p->mean + t + k, n), rest = near ? mean : vd_sub(mean, GET8(v.hi + k));
-            rest = vd_add(rest, fn_at(p->mean_lo + t + k, n));
-            fn_put(to.dot_lo + k, vd_sub(fn_at(to.dot_lo + k, n), vd_mul(rest, fn_at(to.sum + k, n))), n);
-        })
-    else
-        for (ptrdiff_t j = 0, k = t / post; j < w; k++) {
-            double rest = (p->mean[k] - (near ? 0 : (double)v.hi[j])) + p->mean_lo[k];
-            for (ptrdiff_t last = NAME(channel_end)(k, post, t, w); j < last; j++) to.dot_lo[j] -= rest * to.sum[j];
-        }
+    NAME(repeat)(centre, w, m);
 }
 
 FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void *rv, ptrdiff_t rows, ptrdiff_t width,
                                     ptrdiff_t stride, const fn_norms *p, ptrdiff_t post, int flags, fn_planes to) {
+    NAME(col_norms) v;
+    double room[4][FN_TILE];
+    T centre[ROOM];
     int relu = flags & FN_RELU;
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece, first = t / post, channels = (t + w - 1) / post + 1 - first;
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
-        fn_planes end = {to.sum + t, to.sum_lo + t, to.dot + t, to.dot_lo + t};
-        int near = EXACT_SQUARES ? fn_are_near(p, first, channels) : 0;
-        NAME(col_grad_piece)(dy, x, res, rows, w, stride, m, p, t, post, near != 0, relu, end);
-        if (FN_UNLIKELY(near < 0)) { /* both kinds: once more for those that are far */
-            double room[4][FN_TILE];
-            fn_planes far = {room[0], room[1], room[2], room[3]};
-            NAME(col_grad_piece)(dy, x, res, rows, w, stride, m, p, t, post, 0, relu, far);
-            for (ptrdiff_t j = 0; j < w; j++) {
-                ptrdiff_t k = (t + j) / post;
-                if (fn_is_near(p->mean[k], p->var[k])) continue;
-                end.dot[j] = far.dot[j];
-                end.dot_lo[j] = far.dot_lo[j];
-            }
+        fn_planes end = {to.sum + t, to.sum_lo + t, to.dot + t, to.dot_lo + t}, q = {room[0], room[1], room[2], room[3]};
+        if (m == 1) q = end;
+        NAME(col_split)(p, t, w, post, m, 0, &v);
+        int near = EXACT_SQUARES && fn_are_near(p, first, channels);
+        if (near) memset(centre, 0, (size_t)w * sizeof(T)); else NAME(col_centres)(p, t, w, post, m, v.hi, centre);
+        for (ptrdiff_t j = 0; j < m * w; j++) q.sum[j] = q.sum_lo[j] = q.dot[j] = q.dot_lo[j] = 0;
+#define BODY(r, near, has_res, relu)                                                                                     \
+    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v,   \
+                                              centre, near, has_res, relu, q))
+        if (GENERIC || near != EXACT_SQUARES) BODY(res ? res + done * stride : NULL, 0, res != NULL, relu)
+        else if (!relu) BODY(NULL, EXACT_SQUARES, 0, 0)
+        else if (!res) BODY(NULL, EXACT_SQUARES, 0, 1)
+        else BODY(res + done * stride, EXACT_SQUARES, 1, 1)
+#undef BODY
+        if (m > 1) {
+            fn_fold(q.sum, q.sum_lo, w, m, end.sum, end.sum_lo);
+            fn_fold(q.dot, q.dot_lo, w, m, end.dot, end.dot_lo);
         }
+        /* The part of the mean not yet subtracted. */
+        if (post == 1)
+            EACH_EIGHT(w, {
+                vd rest = vd_add(vd_sub(fn_at(p->mean + t + k, n), GET8(centre + k)), fn_at(p->mean_lo + t + k, n));
+                fn_put(end.dot_lo + k, vd_sub(fn_at(end.dot_lo + k, n), vd_mul(rest, fn_at(end.sum + k, n))), n);
+            })
+        else
+            for (ptrdiff_t j = 0, k = first; j < w; k++) {
+                double rest = (p->mean[k] - (double)centre[j]) + p->mean_lo[k];
+                for (ptrdiff_t last = NAME(channel_end)(k, post, t, w); j < last; j++) end.dot_lo[j] -= rest * end.sum[j];
+            }
 #ifdef WIDER
         /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
         if (FN_LIKELY(fn_are_plain(p, NULL, first, channels))) continue;

@@ -48,8 +48,9 @@ FN_INLINE void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) {
    block: an eighth of an ULP of float. NaN is not. */
 #define FN_KEPT 0x1p-20
 FN_INLINE int fn_is_kept(double m2, double squares) { return m2 >= squares * FN_KEPT; }
-/* Is the mean so near zero, beside the deviations, that Σg·(x - mean) may be taken as Σg·x - mean·Σg? The same million. */
-FN_INLINE int fn_is_near(double mean, double var) { return var >= mean * mean * FN_KEPT; }
+/* Is the mean so near zero, beside the deviations, that Σg·(x - mean) may be taken as Σg·x - mean·Σg? Its roundings are those of
+   Σ|g·x|, and both sums may cancel to less than float's ULP of their terms, so that two deviations is as far as it goes. */
+FN_INLINE int fn_is_near(double mean, double var) { return 4 * var >= mean * mean; }
 
 /* 2^low ≤ |a| < 2^high, or a = 0. */
 FN_INLINE int fn_within(double a, int low, int high) {

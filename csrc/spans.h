@@ -114,7 +114,7 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
         return;
     }
     fn_dd sum = {0, 0}, q = {0, 0};
-    double centre = 0, centre_lo = 0, n = 0;
+    double n = 0;
     for (ptrdiff_t k = 0; k < s.count; k += group) {
         ptrdiff_t spans = s.count - k < group ? s.count - k : group;
         for (ptrdiff_t i = 0; i < s.len; i += piece) {
@@ -123,23 +123,23 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
             fn_moments b;
             ptrdiff_t ahead = i + piece < s.len ? piece : spans * s.stride - i;
             NAME(block)(x + k * s.stride + i, len, spans, s.stride, ahead, &block_sum, &b);
-            if (n == 0) { centre = b.mean; centre_lo = b.mean_lo; }
-            double shift = (b.mean - centre) + (b.mean_lo - centre_lo);
+            if (n > 0) { /* Chan's merge: nothing is added that would have to be taken off again */
+                fn_dd before = fn_dd_div(sum, n);
+                double delta = (b.mean - before.hi) + (b.mean_lo - before.lo);
+                q = fn_dd_add_d(q, delta * delta * (n * b.n / (n + b.n)));
+            }
             sum = fn_dd_add(sum, block_sum);
             q = fn_dd_add_d(q, b.m2);
-            q = fn_dd_add_d(q, b.n * (shift * shift));
             n += b.n;
         }
     }
     fn_dd mean = fn_dd_div(sum, n);
-    double shift = (mean.hi - centre) + (mean.lo - centre_lo);
-    double m2 = (q.hi - n * (shift * shift)) + q.lo;
     out->n = n;
     out->sum = sum.hi;
     out->sum_lo = sum.lo;
     out->mean = mean.hi;
     out->mean_lo = mean.lo;
-    out->m2 = m2 < 0 ? 0 : m2;
+    out->m2 = q.hi + q.lo;
 }
 
 /* ---- normalization ---- */

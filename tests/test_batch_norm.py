@@ -25,6 +25,7 @@ from support import (
     every_dtype,
     same_bits,
     same_layout,
+    strict_scales,
     within,
 )
 
@@ -84,6 +85,31 @@ def test_near_and_far_means(shape: tuple[int, ...], axis: int, dtype: str, rng: 
         alone = call.replaced(x=only, weight=gamma, bias=beta).results(np.full(shape, dy.take([c], axis)))
         for field in ("y", "dx"):
             same_bits(every[field].take(c, axis), alone[field].take(c, axis), f"channel {c} of {shape}: {field}")
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.9, 2.1, 30, 1000])
+@pytest.mark.parametrize("columns", [False, True])
+def test_gradient_sums_that_cancel(ratio: float, columns: bool) -> None:
+    """dy at right angles to 1 and xhat, as behind another norm, and 0 at half of the elements, as behind a ReLU: there dx is only
+    what is left of both sums, whose roundings may not show."""
+    n, worst = 4096, 0.0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        x, on = (rng.standard_normal((1, 1, n)) + ratio).astype(np.float32), rng.random(n) < 0.5
+        basis = np.stack([np.ones(n), x[0, 0] - x.astype(float).mean()], 1)[on]
+        upstream = rng.standard_normal(len(basis))
+        for _ in range(3):
+            upstream = upstream - basis @ np.linalg.lstsq(basis, upstream, rcond=None)[0]
+        dy = np.zeros_like(x)
+        dy[0, 0, on] = upstream
+        view = exact.view("batch", x.shape)
+        known = exact.standardise(view, x, 1e-5)
+        expected = exact.backward(view, x, dy, None, 1e-5, known=known).dx
+        shape = (n, 1) if columns else x.shape
+        dx = fn.batch_norm_backward(dy.reshape(shape), fn.batch_norm_forward(x.reshape(shape), training=True)[1]).dx
+        scale = strict_scales(view, known, dy, None, x.shape)[0]
+        worst = max(worst, float(exact.ulp_error(dx.reshape(x.shape), expected, scale, np.float32).max()))
+    assert worst <= 8, f"{worst:.3g} ULP"
 
 
 @every_dtype

@@ -152,6 +152,18 @@ def test_values_that_one_outweighs(dtype: str, shape: tuple[int, ...], axis: Any
     check(np.clip(rng.standard_cauchy(shape), -6e4, 6e4).astype(dtype_of(dtype)), axis)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("apart", [3, 10, 1000])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 65536), 1), ((65536, 2), 0), ((4, 2, 16384), (0, 2))])
+def test_a_beginning_apart_from_the_rest(
+    shape: tuple[int, ...], axis: Any, apart: float, dtype: str, rng: np.random.Generator
+) -> None:
+    """Blocks are merged without anything to be taken off again."""
+    x = rng.standard_normal(shape)
+    x[0 if axis != 1 else slice(None), ..., :2048] += apart
+    check(x.astype(dtype), axis)
+
+
 def test_sums_of_ten_million_values_keep_their_digits(rng: np.random.Generator) -> None:
     x = np.full(10**7, 0.1, np.float32)
     x[::2] = np.float32(0.3)
