@@ -166,11 +166,12 @@ FN_INLINE void NAME(moments_of_row)(const S *x, ptrdiff_t len, int centred, fn_e
     v->m2[k] = m.m2;
 }
 
-/* Moments of `rows` rows of one block each; what happens once per row is done for all of them in vectors. */
-FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, fn_eight *v) {
+/* Moments of `rows` rows of one block each; what happens once per row is done for all of them in vectors. What lies `ahead` is
+   fetched meanwhile (layer norm of (2048, 4096) takes two thirds of the time for it). */
+FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t ahead, fn_eight *v) {
     double hi[FN_ROWS] = {0}, lo[FN_ROWS] = {0}, q[FN_ROWS] = {0};
     for (ptrdiff_t k = 0; k < rows; k++) {
-        NAME(look) a = NAME(look_span)(NAME(look_zero)(), x + k * len, len, 0);
+        NAME(look) a = NAME(look_span)(NAME(look_zero)(), x + k * len, len, ahead);
         fn_dd sum = ACC_SUM(a.sum);
         hi[k] = sum.hi;
         lo[k] = sum.lo;
@@ -208,7 +209,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
         }
-        if (EXACT_SQUARES && centred && len <= FN_BLOCK) NAME(some_moments)(in, some, len, &v);
+        if (EXACT_SQUARES && centred && len <= FN_BLOCK) NAME(some_moments)(in, some, len, stream ? SOON : 0, &v);
         else
             for (ptrdiff_t k = 0; k < some; k++) NAME(moments_of_row)(in + k * len, len, centred, &v, k);
         vd mean = vd_load(v.mean), m2 = vd_load(v.m2);
