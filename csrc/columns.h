@@ -130,7 +130,9 @@ FN_INLINE ptrdiff_t NAME(col_head)(const S *y, ptrdiff_t w) {
 }
 
 /* How many lie before the first aligned number: none where rows are streamed one by one. */
-FN_INLINE ptrdiff_t NAME(col_pad_for)(const S *y, ptrdiff_t w, ptrdiff_t stride, int stream) { return stream && w != stride ? 0 : NAME(col_head)(y, w); }
+FN_INLINE ptrdiff_t NAME(col_pad_for)(const S *y, ptrdiff_t w, ptrdiff_t stride, int stream) {
+    return stream && w != stride ? 0 : NAME(col_head)(y, w);
+}
 
 /* The end of channel k, or of the w columns after `from`. */
 FN_INLINE ptrdiff_t NAME(channel_end)(ptrdiff_t k, ptrdiff_t post, ptrdiff_t from, ptrdiff_t w) {
@@ -288,7 +290,8 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
             continue;
         }
 #define BODY(r, has_res, relu, stream) \
-    EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, width, &v, has_res, relu, stream))
+    EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, width, \
+                                                &v, has_res, relu, stream))
         if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)
         else if (res) { if (stream) BODY(res + done * stride, 1, relu, 1) else BODY(res + done * stride, 1, relu, 0) }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1) else BODY(NULL, 0, 1, 0) }

@@ -59,7 +59,8 @@ typedef struct { fn_nl v[FN_PARTS]; } vl; /* 8 signed 64-bit integers */
 #elif FN_PARTS == 2
 #define FN_EACH(p, ...) do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) } while (0)
 #else
-#define FN_EACH(p, ...) do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) FN_WITH(2, p, __VA_ARGS__) FN_WITH(3, p, __VA_ARGS__) } while (0)
+#define FN_EACH(p, ...) \
+    do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) FN_WITH(2, p, __VA_ARGS__) FN_WITH(3, p, __VA_ARGS__) } while (0)
 #endif
 
 /* ---- float: load, store, arithmetic. Each line is one IEEE operation per lane. ---- */
@@ -220,10 +221,11 @@ FN_INLINE int vl_all(vl a) {
    where it is subnormal ---- */
 
 #if FN_LEVEL == 3
+#define FN_NEAREST (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define FN_CARRIER32 0.0f
 #define FN_CARRIER64 0.0
-FN_INLINE vf vf_nearest(vf a) { a.v[0] = (fn_nf)_mm512_roundscale_ps((__m512)a.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); return a; }
-FN_INLINE vd vd_nearest(vd a) { a.v[0] = (fn_nd)_mm512_roundscale_pd((__m512d)a.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); return a; }
+FN_INLINE vf vf_nearest(vf a) { a.v[0] = (fn_nf)_mm512_roundscale_ps((__m512)a.v[0], FN_NEAREST); return a; }
+FN_INLINE vd vd_nearest(vd a) { a.v[0] = (fn_nd)_mm512_roundscale_pd((__m512d)a.v[0], FN_NEAREST); return a; }
 FN_INLINE vf vf_scaled(vf p, vf c) { p.v[0] = (fn_nf)_mm512_scalef_ps((__m512)p.v[0], (__m512)c.v[0]); return p; }
 FN_INLINE vd vd_scaled(vd p, vd c) { p.v[0] = (fn_nd)_mm512_scalef_pd((__m512d)p.v[0], (__m512d)c.v[0]); return p; }
 #else

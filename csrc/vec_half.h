@@ -79,7 +79,11 @@ FN_INLINE __m128i fn_words(vu a, int p) { /* the signed pack of sign-extended wo
 FN_INLINE void vu_store_words(uint16_t *d, vu a) { for (int p = 0; p < 2; p++) _mm_storeu_si128((__m128i *)(d + 8 * p), fn_words(a, p)); }
 FN_INLINE void vu_stream_words(uint16_t *d, vu a) { for (int p = 0; p < 2; p++) _mm_stream_si128((__m128i *)(d + 8 * p), fn_words(a, p)); }
 #else
-FN_INLINE vu vu_load_words(const uint16_t *s) { vu r; FN_EACH(p, r.v[p] = (fn_nu){s[4 * p], s[4 * p + 1], s[4 * p + 2], s[4 * p + 3]}); return r; }
+FN_INLINE vu vu_load_words(const uint16_t *s) {
+    vu r;
+    FN_EACH(p, r.v[p] = (fn_nu){s[4 * p], s[4 * p + 1], s[4 * p + 2], s[4 * p + 3]});
+    return r;
+}
 FN_INLINE void vu_store_words(uint16_t *d, vu a) { FN_EACH(p, for (int i = 0; i < 4; i++) d[4 * p + i] = (uint16_t)a.v[p][i]); }
 FN_INLINE void vu_stream_words(uint16_t *d, vu a) { vu_store_words(d, a); }
 #endif
@@ -90,7 +94,8 @@ FN_INLINE vf vf_of(vu a) { vf r; FN_EACH(p, r.v[p] = (fn_nf)a.v[p]); return r; }
 
 #if FN_LEVEL == 3
 FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { /* word i to the upper half of lane i */
-    const __m512i to = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+    const __m512i to = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0,
+                                        1, 0, 0, 0);
     vf r;
     r.v[0] = (fn_nf)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, to, _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)s)));
     return r;
@@ -115,7 +120,8 @@ FN_INLINE vu fn_to_bf16(vf a) {
 }
 #if FN_LEVEL == 3
 FN_INLINE __m256i fn_upper(vu a) {
-    const __m512i odd = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const __m512i odd = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13,
+                                         11, 9, 7, 5, 3, 1);
     return _mm512_castsi512_si256(_mm512_permutexvar_epi16(odd, (__m512i)a.v[0]));
 }
 FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { _mm256_storeu_si256((__m256i *)d, fn_upper(fn_to_bf16(a))); }
