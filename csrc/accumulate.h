@@ -17,7 +17,6 @@ FN_INLINE fn_wide wide_mul(fn_wide a, fn_wide b) { a.lo = vd_mul(a.lo, b.lo); a.
 
 typedef fn_wide fn_acc32;
 FN_INLINE fn_acc32 acc32_zero(void) { return wide_set1(0); }
-FN_INLINE fn_acc32 acc32_add(fn_acc32 a, fn_wide x) { return wide_add(a, x); }
 FN_INLINE fn_acc32 acc32_add4(fn_acc32 a, fn_wide x0, fn_wide x1, fn_wide x2, fn_wide x3) {
     return wide_add(a, wide_add(wide_add(x0, x1), wide_add(x2, x3)));
 }

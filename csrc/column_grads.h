@@ -60,7 +60,7 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
         if (m == 1) q = end;
         NAME(col_split)(p, t, w, post, m, 0, &v);
         int near = EXACT_SQUARES && fn_are_near(p, first, channels);
-        if (near) memset(centre, 0, (size_t)w * sizeof(T)); else NAME(col_centres)(p, t, w, post, m, v.hi, centre);
+        if (near) memset(centre, 0, (size_t)(w + LANES) * sizeof(T)); else NAME(col_centres)(p, t, w, post, m, v.hi, centre);
         for (ptrdiff_t j = 0; j < m * w; j++) q.sum[j] = q.sum_lo[j] = q.dot[j] = q.dot_lo[j] = 0;
 #define BODY(r, near, has_res, relu)                                                                                     \
     EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v,   \

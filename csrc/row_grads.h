@@ -5,7 +5,6 @@
    side: dgamma and dbeta are loaded and stored once for both. The sums fetch what comes SOON after them, so that memory is busy
    while dx is made; left to the processor, it stops at every page. */
 
-
 /* Σg and Σg·(x - mean) of one row, in double as in spans.h, x - mean always first. */
 FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, W mean) {
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};

@@ -90,3 +90,8 @@ def test_instructions_per_channel(counts: list[tuple[int, str, str]]) -> None:
     own = {f"fn_{function}" for function in STATISTICS}
     total = sum(n for n, function, file in counts if file.startswith("columns.") or function.split(".")[0] in own)
     assert 0 < total <= PER_CHANNEL * CHANNELS, f"{total / CHANNELS:.0f} instructions per channel"
+
+
+def test_one_thread_opens_no_parallel_region(counts: list[tuple[int, str, str]]) -> None:
+    """A region of one thread costs a team and a system call, as much as a small call takes."""
+    assert not [function for _, function, _ in counts if "GOMP_parallel" in function or "kmpc_fork" in function]

@@ -103,9 +103,9 @@ cdef inline const fn_grad *grad_before(const Before *b) noexcept nogil:
     return &b.grad if b.left else NULL
 
 
-# Statistics in a block: as many as leave the threads enough blocks to share.
+# Statistics in a block: as many as leave the threads enough blocks to share. One thread takes all as one.
 cdef inline Py_ssize_t block_size(Py_ssize_t count, int threads) noexcept nogil:
-    return count if threads == 1 else ceil_div(count, 4 * threads)
+    return ceil_div(count, 4 * threads)
 
 
 # ---- moments ----
@@ -204,8 +204,7 @@ cdef int spans_forward(const Job *job) noexcept nogil:
     cdef fn_moments *m
     if many(count, threads):
         if threads == 1:
-            for i in range(ceil_div(count, block)):
-                forward_block(job, &e, i * block, least((i + 1) * block, count))
+            forward_block(job, &e, 0, count)
         else:
             for i in prange(ceil_div(count, block), schedule="static", num_threads=threads):
                 forward_block(job, &e, i * block, least((i + 1) * block, count))
@@ -300,8 +299,7 @@ cdef int spans_backward(const Job *job) noexcept nogil:
         return -1
     if many(count, threads):
         if threads == 1:
-            for i in range(ceil_div(count, block)):
-                backward_block(job, &e, i * block, least((i + 1) * block, count), sums)
+            backward_block(job, &e, 0, count, sums)
         else:
             for i in prange(ceil_div(count, block), schedule="static", num_threads=threads):
                 backward_block(job, &e, i * block, least((i + 1) * block, count), sums)
@@ -361,8 +359,7 @@ cdef void spans_combine(const Job *job, const fn_grad *g) noexcept nogil:
     cdef int threads = threads_for(element_count(job))
     cdef Py_ssize_t i, count = statistic_count(job) * e.channels, block = block_size(count, threads)
     if threads == 1:
-        for i in range(ceil_div(count, block)):
-            combine_block(job, &e, i * block, least((i + 1) * block, count), g)
+        combine_block(job, &e, 0, count, g)
     else:
         for i in prange(ceil_div(count, block), schedule="static", num_threads=threads):
             combine_block(job, &e, i * block, least((i + 1) * block, count), g)
