@@ -28,6 +28,7 @@
 #define AT_LEAST vf_at_least
 #define ZERO_BELOW vf_zero_below
 #define ADD_EXACT vf_add_exact
+#define FUSED vf_fused
 #define NEAREST vf_nearest
 #define SCALED vf_scaled
 #define CARRIER FN_CARRIER32

@@ -28,6 +28,7 @@
 #define AT_LEAST vd_at_least
 #define ZERO_BELOW vd_zero_below
 #define ADD_EXACT vd_add_exact
+#define FUSED(c, a, b) vd_add(c, vd_mul(a, b)) /* two roundings: one would have to be computed softly, and slowly */
 #define NEAREST vd_nearest
 #define SCALED vd_scaled
 #define CARRIER FN_CARRIER64

@@ -77,6 +77,7 @@
 #undef AT_LEAST
 #undef ZERO_BELOW
 #undef ADD_EXACT
+#undef FUSED
 #undef NEAREST
 #undef SCALED
 #undef CARRIER

@@ -2,13 +2,13 @@
 
    A logical vector is 64 bytes on every instruction set: vf holds 16 floats, vd 8 doubles, each a struct of native
    vectors (four of SSE2 or NEON, two of AVX2, one of AVX-512). Because the logical width is fixed and every operation is
-   a single IEEE operation per lane (no reassociation, and a multiply-add is fused only where the product is exact), a kernel
-   written in this vocabulary gives the same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter
+   a single IEEE operation per lane (no reassociation, no multiply-add fused but by name), a kernel written in this vocabulary
+   gives the same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter
    into memory traffic at the narrower levels (12 GB/s in place of 88 for a sum of squares at AVX2).
 
    The level is chosen by the translation unit that includes this file (level_*.c): FN_LEVEL is 0 baseline (SSE2),
    2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL), 4 NEON. Any other machine with gcc or clang takes level 0 without
-   intrinsics. Intrinsics live in this header, vec_memory.h and vec_half.h, and nowhere else. */
+   intrinsics. Intrinsics live in this header, vec_fused.h, vec_memory.h and vec_half.h, and nowhere else. */
 #ifndef FN_VEC_H
 #define FN_VEC_H
 
@@ -369,6 +369,7 @@ FN_INLINE double vd_sum(vd a) {
 FN_INLINE double vd_sum(vd a) { fn_nd q = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); return q[0] + q[1]; }
 #endif
 
+#include "vec_fused.h"
 #include "vec_memory.h"
 
 #endif
