@@ -12,13 +12,14 @@ FN_INLINE fn_wide wide_of(vf x) { fn_wide a = {vf_low(x), vf_high(x)}; return a;
 FN_INLINE fn_wide wide_load(const float *x) { fn_wide a = {vd_load_float(x), vd_load_float(x + 8)}; return a; }
 FN_INLINE fn_wide wide_set1(double c) { fn_wide a = {vd_set1(c), vd_set1(c)}; return a; }
 FN_INLINE fn_wide wide_add(fn_wide a, fn_wide b) { a.lo = vd_add(a.lo, b.lo); a.hi = vd_add(a.hi, b.hi); return a; }
+FN_INLINE fn_wide wide_add_beside(fn_wide a, fn_wide b) { a.lo = vd_add_beside(a.lo, b.lo); a.hi = vd_add_beside(a.hi, b.hi); return a; }
 FN_INLINE fn_wide wide_sub(fn_wide a, fn_wide b) { a.lo = vd_sub(a.lo, b.lo); a.hi = vd_sub(a.hi, b.hi); return a; }
 FN_INLINE fn_wide wide_mul(fn_wide a, fn_wide b) { a.lo = vd_mul(a.lo, b.lo); a.hi = vd_mul(a.hi, b.hi); return a; }
 
 typedef fn_wide fn_acc32;
 FN_INLINE fn_acc32 acc32_zero(void) { return wide_set1(0); }
 FN_INLINE fn_acc32 acc32_add4(fn_acc32 a, fn_wide x0, fn_wide x1, fn_wide x2, fn_wide x3) {
-    return wide_add(a, wide_add(wide_add(x0, x1), wide_add(x2, x3)));
+    return wide_add_beside(a, wide_add(wide_add(x0, x1), wide_add_beside(x2, x3)));
 }
 /* += a·b: exact products of two floats */
 FN_INLINE fn_acc32 acc32_product(fn_acc32 acc, fn_wide a, fn_wide b) {
@@ -27,13 +28,13 @@ FN_INLINE fn_acc32 acc32_product(fn_acc32 acc, fn_wide a, fn_wide b) {
     return acc;
 }
 /* += g·(x - mean) */
-FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, fn_wide g, fn_wide x, fn_wide mean) { return wide_add(a, wide_mul(g, wide_sub(x, mean))); }
+FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, fn_wide g, fn_wide x, fn_wide mean) { return wide_add_beside(a, wide_mul(g, wide_sub(x, mean))); }
 /* += (x - c)² */
 FN_INLINE fn_acc32 acc32_square(fn_acc32 a, fn_wide x, fn_wide c) { fn_wide d = wide_sub(x, c); return wide_add(a, wide_mul(d, d)); }
 /* += dy·gamma, and += dy·gamma·(x - mean) */
 FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, fn_wide dy, fn_wide gamma, fn_wide x, fn_wide mean) {
     fn_wide g = wide_mul(dy, gamma);
-    *sum = wide_add(*sum, g);
+    *sum = acc32_product(*sum, dy, gamma);
     *dot = acc32_dot(*dot, g, x, mean);
 }
 FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(vd_add(a.lo, a.hi)), 0}; return r; }

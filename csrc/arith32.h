@@ -15,6 +15,7 @@
 #define ACC fn_acc32
 #define ACC_ZERO acc32_zero
 #define ACC_ADD wide_add
+#define ACC_ADD_BESIDE wide_add_beside
 #define ACC_ADD4 acc32_add4
 #define ACC_JOIN wide_add
 #define ACC_SUM acc32_sum

@@ -15,6 +15,7 @@
 #define ACC fn_acc64
 #define ACC_ZERO acc64_zero
 #define ACC_ADD acc64_add
+#define ACC_ADD_BESIDE acc64_add
 #define ACC_ADD4 acc64_add4
 #define ACC_JOIN acc64_join
 #define ACC_SUM acc64_sum

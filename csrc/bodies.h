@@ -52,6 +52,7 @@
 #undef ACC
 #undef ACC_ZERO
 #undef ACC_ADD
+#undef ACC_ADD_BESIDE
 #undef ACC_ADD4
 #undef ACC_SUM
 #undef ACC_JOIN

@@ -236,7 +236,7 @@ FN_INLINE V NAME(gate)(V dy, V x, V res, NAME(affine_v) v, int has_res, int relu
 /* Σg, and Σg·(x - mean) or, with `near`, Σg·x. */
 typedef struct { ACC sum, dot; } NAME(sums);
 FN_INLINE NAME(sums) NAME(sums_add)(NAME(sums) a, W g, W x, W mean, int near) {
-    a.sum = ACC_ADD(a.sum, g);
+    a.sum = ACC_ADD_BESIDE(a.sum, g);
     a.dot = near ? ACC_PRODUCT(a.dot, g, x) : ACC_DOT(a.dot, g, x, mean);
     return a;
 }

@@ -1,7 +1,8 @@
 /* The vector vocabulary: everything the kernels know of the machine.
 
    A logical vector is 64 bytes on every instruction set: vf holds 16 floats, vd 8 doubles, each a struct of native
-   vectors (four of SSE2 or NEON, two of AVX2, one of AVX-512). Because the logical width is fixed and every operation is
+   vectors (four of SSE2 or NEON, two of AVX2, one of AVX-512; but of doubles two there as well, because Zen 4 widens floats to
+   four doubles in half a cycle and to eight in almost two). Because the logical width is fixed and every operation is
    a single IEEE operation per lane (no reassociation, no multiply-add fused but by name), a kernel written in this vocabulary
    gives the same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter
    into memory traffic at the narrower levels (12 GB/s in place of 88 for a sum of squares at AVX2).
@@ -33,34 +34,42 @@
 #else
 #define FN_NATIVE 16
 #endif
+#define FN_NATIVE_D (FN_NATIVE == 64 ? 32 : FN_NATIVE) /* of doubles */
 #define FN_PARTS (64 / FN_NATIVE)
+#define FN_PARTS_D (64 / FN_NATIVE_D)
 
 typedef float fn_nf __attribute__((vector_size(FN_NATIVE)));
-typedef double fn_nd __attribute__((vector_size(FN_NATIVE)));
+typedef double fn_nd __attribute__((vector_size(FN_NATIVE_D)));
 typedef int32_t fn_ni __attribute__((vector_size(FN_NATIVE)));
 typedef uint32_t fn_nu __attribute__((vector_size(FN_NATIVE)));
-typedef int64_t fn_nl __attribute__((vector_size(FN_NATIVE)));
+typedef int64_t fn_nl __attribute__((vector_size(FN_NATIVE_D)));
 typedef uint64_t fn_nul __attribute__((vector_size(FN_NATIVE)));
 typedef float fn_nf_mem __attribute__((vector_size(FN_NATIVE), aligned(4), may_alias));
-typedef double fn_nd_mem __attribute__((vector_size(FN_NATIVE), aligned(8), may_alias));
+typedef double fn_nd_mem __attribute__((vector_size(FN_NATIVE_D), aligned(8), may_alias));
 typedef int32_t fn_ni_mem __attribute__((vector_size(FN_NATIVE), aligned(4), may_alias));
-typedef int64_t fn_nl_mem __attribute__((vector_size(FN_NATIVE), aligned(8), may_alias));
+typedef int64_t fn_nl_mem __attribute__((vector_size(FN_NATIVE_D), aligned(8), may_alias));
 
 typedef struct { fn_nf v[FN_PARTS]; } vf; /* 16 floats */
-typedef struct { fn_nd v[FN_PARTS]; } vd; /* 8 doubles */
+typedef struct { fn_nd v[FN_PARTS_D]; } vd; /* 8 doubles */
 typedef struct { fn_nu v[FN_PARTS]; } vu; /* 16 unsigned 32-bit integers */
-typedef struct { fn_nl v[FN_PARTS]; } vl; /* 8 signed 64-bit integers */
+typedef struct { fn_nl v[FN_PARTS_D]; } vl; /* 8 signed 64-bit integers */
 
 /* The statement once for each native vector, p being a constant. (A loop over p keeps the vectors in memory until gcc unrolls
    it, late, and takes several times as long to compile.) */
 #define FN_WITH(n, p, ...) { enum { p = n }; __VA_ARGS__; }
-#if FN_PARTS == 1
-#define FN_EACH(p, ...) do { FN_WITH(0, p, __VA_ARGS__) } while (0)
-#elif FN_PARTS == 2
-#define FN_EACH(p, ...) do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) } while (0)
-#else
-#define FN_EACH(p, ...) \
+#define FN_EACH_1(p, ...) do { FN_WITH(0, p, __VA_ARGS__) } while (0)
+#define FN_EACH_2(p, ...) do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) } while (0)
+#define FN_EACH_4(p, ...) \
     do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) FN_WITH(2, p, __VA_ARGS__) FN_WITH(3, p, __VA_ARGS__) } while (0)
+#if FN_NATIVE == 64
+#define FN_EACH FN_EACH_1
+#define FN_EACH_D FN_EACH_2 /* of doubles */
+#elif FN_NATIVE == 32
+#define FN_EACH FN_EACH_2
+#define FN_EACH_D FN_EACH_2
+#else
+#define FN_EACH FN_EACH_4
+#define FN_EACH_D FN_EACH_4
 #endif
 
 /* ---- float: load, store, arithmetic. Each line is one IEEE operation per lane. ---- */
@@ -85,28 +94,23 @@ FN_INLINE vf vf_hold(vf a) { FN_EACH(p, FN_HOLD(a.v[p])); return a; }
 
 /* ---- double ---- */
 
-FN_INLINE vd vd_hold(vd a) { FN_EACH(p, FN_HOLD(a.v[p])); return a; }
+FN_INLINE vd vd_hold(vd a) { FN_EACH_D(p, FN_HOLD(a.v[p])); return a; }
 
-FN_INLINE vd vd_load(const double *s) { vd r; FN_EACH(p, r.v[p] = *(const fn_nd_mem *)(s + p * (FN_NATIVE / 8))); return r; }
-FN_INLINE void vd_store(double *d, vd a) { FN_EACH(p, *(fn_nd_mem *)(d + p * (FN_NATIVE / 8)) = a.v[p]); }
-FN_INLINE vd vd_set1(double c) { vd r; FN_EACH(p, r.v[p] = c - (fn_nd){0}); return r; }
-FN_INLINE vd vd_zero(void) { vd r; FN_EACH(p, r.v[p] = (fn_nd){0}); return r; }
-FN_INLINE vd vd_add(vd a, vd b) { FN_EACH(p, a.v[p] += b.v[p]); return a; }
-FN_INLINE vd vd_sub(vd a, vd b) { FN_EACH(p, a.v[p] -= b.v[p]); return a; }
-FN_INLINE vd vd_mul(vd a, vd b) { FN_EACH(p, a.v[p] *= b.v[p]); return a; }
-FN_INLINE vd vd_div(vd a, vd b) { FN_EACH(p, a.v[p] /= b.v[p]); return a; }
+FN_INLINE vd vd_load(const double *s) { vd r; FN_EACH_D(p, r.v[p] = *(const fn_nd_mem *)(s + p * (FN_NATIVE_D / 8))); return r; }
+FN_INLINE void vd_store(double *d, vd a) { FN_EACH_D(p, *(fn_nd_mem *)(d + p * (FN_NATIVE_D / 8)) = a.v[p]); }
+FN_INLINE vd vd_set1(double c) { vd r; FN_EACH_D(p, r.v[p] = c - (fn_nd){0}); return r; }
+FN_INLINE vd vd_zero(void) { vd r; FN_EACH_D(p, r.v[p] = (fn_nd){0}); return r; }
+FN_INLINE vd vd_add(vd a, vd b) { FN_EACH_D(p, a.v[p] += b.v[p]); return a; }
+FN_INLINE vd vd_sub(vd a, vd b) { FN_EACH_D(p, a.v[p] -= b.v[p]); return a; }
+FN_INLINE vd vd_mul(vd a, vd b) { FN_EACH_D(p, a.v[p] *= b.v[p]); return a; }
+FN_INLINE vd vd_div(vd a, vd b) { FN_EACH_D(p, a.v[p] /= b.v[p]); return a; }
 
 /* c + a·b where the product is exact: one rounding, so that fused or not the bits are the same. */
 #if FN_LEVEL == 3
 FN_INLINE vf vf_add_exact(vf c, vf a, vf b) { c.v[0] = (fn_nf)_mm512_fmadd_ps((__m512)a.v[0], (__m512)b.v[0], (__m512)c.v[0]); return c; }
-FN_INLINE vd vd_add_exact(vd c, vd a, vd b) { c.v[0] = (fn_nd)_mm512_fmadd_pd((__m512d)a.v[0], (__m512d)b.v[0], (__m512d)c.v[0]); return c; }
 #elif FN_LEVEL == 2
 FN_INLINE vf vf_add_exact(vf c, vf a, vf b) {
     FN_EACH(p, c.v[p] = (fn_nf)_mm256_fmadd_ps((__m256)a.v[p], (__m256)b.v[p], (__m256)c.v[p]));
-    return c;
-}
-FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
-    FN_EACH(p, c.v[p] = (fn_nd)_mm256_fmadd_pd((__m256d)a.v[p], (__m256d)b.v[p], (__m256d)c.v[p]));
     return c;
 }
 #elif defined(FN_ARM)
@@ -115,22 +119,33 @@ FN_INLINE vf vf_add_exact(vf c, vf a, vf b) {
     return c;
 }
 FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
-    FN_EACH(p, c.v[p] = (fn_nd)vfmaq_f64((float64x2_t)c.v[p], (float64x2_t)a.v[p], (float64x2_t)b.v[p]));
+    FN_EACH_D(p, c.v[p] = (fn_nd)vfmaq_f64((float64x2_t)c.v[p], (float64x2_t)a.v[p], (float64x2_t)b.v[p]));
     return c;
 }
 #else
 FN_INLINE vf vf_add_exact(vf c, vf a, vf b) { return vf_add(c, vf_mul(a, b)); }
 FN_INLINE vd vd_add_exact(vd c, vd a, vd b) { return vd_add(c, vd_mul(a, b)); }
 #endif
+#if FN_LEVEL == 2 || FN_LEVEL == 3
+FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
+    FN_EACH_D(p, c.v[p] = (fn_nd)_mm256_fmadd_pd((__m256d)a.v[p], (__m256d)b.v[p], (__m256d)c.v[p]));
+    return c;
+}
+#endif
 
-#if FN_LEVEL == 3
-FN_INLINE vd vd_sqrt(vd a) { a.v[0] = (fn_nd)_mm512_sqrt_pd((__m512d)a.v[0]); return a; }
-#elif FN_LEVEL == 2
-FN_INLINE vd vd_sqrt(vd a) { FN_EACH(p, a.v[p] = (fn_nd)_mm256_sqrt_pd((__m256d)a.v[p])); return a; }
-#elif defined(FN_X86)
-FN_INLINE vd vd_sqrt(vd a) { FN_EACH(p, a.v[p] = (fn_nd)_mm_sqrt_pd((__m128d)a.v[p])); return a; }
+/* a + b as a·1 + b: the same bits, on the multipliers, where additions and conversions compete for the other units. */
+#if FN_LEVEL == 2 || FN_LEVEL == 3
+FN_INLINE vd vd_add_beside(vd a, vd b) { return vd_add_exact(a, b, vd_hold(vd_set1(1))); }
 #else
-FN_INLINE vd vd_sqrt(vd a) { FN_EACH(p, for (int i = 0; i < 2; i++) a.v[p][i] = __builtin_sqrt(a.v[p][i])); return a; }
+FN_INLINE vd vd_add_beside(vd a, vd b) { return vd_add(a, b); }
+#endif
+
+#if FN_LEVEL == 2 || FN_LEVEL == 3
+FN_INLINE vd vd_sqrt(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm256_sqrt_pd((__m256d)a.v[p])); return a; }
+#elif defined(FN_X86)
+FN_INLINE vd vd_sqrt(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm_sqrt_pd((__m128d)a.v[p])); return a; }
+#else
+FN_INLINE vd vd_sqrt(vd a) { FN_EACH_D(p, for (int i = 0; i < 2; i++) a.v[p][i] = __builtin_sqrt(a.v[p][i])); return a; }
 #endif
 
 /* ---- masks: keep lanes 0 .. n-1, or the lanes where z > 0 (NaN counts as kept), and clear the others to +0 ---- */
@@ -145,7 +160,7 @@ FN_INLINE vf vf_first(vf a, ptrdiff_t n) {
 }
 FN_INLINE vd vd_first(vd a, ptrdiff_t n) {
     const int32_t *m = fn_lanes32 + 16 - 2 * n;
-    FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & *(const fn_nl_mem *)(m + p * (FN_NATIVE / 4))));
+    FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & *(const fn_nl_mem *)(m + p * (FN_NATIVE_D / 4))));
     return a;
 }
 /* Lanes 0 .. n-1 of a, the others from b. */
@@ -156,15 +171,15 @@ FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
 }
 FN_INLINE vd vd_first_or(vd a, vd b, ptrdiff_t n) {
     vd keep = vd_first(a, n), rest = vd_first(b, n);
-    FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)keep.v[p] | ((fn_nl)b.v[p] ^ (fn_nl)rest.v[p])));
+    FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)keep.v[p] | ((fn_nl)b.v[p] ^ (fn_nl)rest.v[p])));
     return a;
 }
 FN_INLINE vf vf_where_positive(vf z, vf a) { FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(z.v[p] <= 0.0f))); return a; }
-FN_INLINE vd vd_where_positive(vd z, vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(z.v[p] <= 0.0))); return a; }
+FN_INLINE vd vd_where_positive(vd z, vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(z.v[p] <= 0.0))); return a; }
 
 /* a where b is not 0, else +0. */
 FN_INLINE vf vf_where_nonzero(vf b, vf a) { FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(b.v[p] == 0.0f))); return a; }
-FN_INLINE vd vd_where_nonzero(vd b, vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(b.v[p] == 0.0))); return a; }
+FN_INLINE vd vd_where_nonzero(vd b, vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(b.v[p] == 0.0))); return a; }
 
 /* ---- comparison: the larger of a and limit (a where a is NaN); x where a ≥ limit, else +0 ---- */
 
@@ -182,17 +197,17 @@ FN_INLINE vf vf_at_least(vf a, vf limit) {
 }
 #endif
 FN_INLINE vd vd_at_least(vd a, vd limit) {
-    FN_EACH(p, { fn_nl below = (fn_nl)(a.v[p] < limit.v[p]); a.v[p] = (fn_nd)(((fn_nl)limit.v[p] & below) | ((fn_nl)a.v[p] & ~below)); });
+    FN_EACH_D(p, { fn_nl below = (fn_nl)(a.v[p] < limit.v[p]); a.v[p] = (fn_nd)(((fn_nl)limit.v[p] & below) | ((fn_nl)a.v[p] & ~below)); });
     return a;
 }
 FN_INLINE vf vf_zero_below(vf a, vf limit, vf x) { FN_EACH(p, x.v[p] = (fn_nf)((fn_ni)x.v[p] & ~(fn_ni)(a.v[p] < limit.v[p]))); return x; }
-FN_INLINE vd vd_zero_below(vd a, vd limit, vd x) { FN_EACH(p, x.v[p] = (fn_nd)((fn_nl)x.v[p] & ~(fn_nl)(a.v[p] < limit.v[p]))); return x; }
+FN_INLINE vd vd_zero_below(vd a, vd limit, vd x) { FN_EACH_D(p, x.v[p] = (fn_nd)((fn_nl)x.v[p] & ~(fn_nl)(a.v[p] < limit.v[p]))); return x; }
 
 /* ---- doubles: NaN as 0; NaN and infinity as 0; floats: |a|, 0 as 1; doubles: lanes where low ≤ |a| < high or a = 0,
    and where a ≤ limit ---- */
 
-FN_INLINE vd vd_number(vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] == a.v[p]))); return a; }
-FN_INLINE vd vd_finite(vd a) { FN_EACH(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] - a.v[p] == 0.0))); return a; }
+FN_INLINE vd vd_number(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] == a.v[p]))); return a; }
+FN_INLINE vd vd_finite(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)(a.v[p] - a.v[p] == 0.0))); return a; }
 /* |a|, and 1 for 0. */
 FN_INLINE vf vf_size(vf a) {
     FN_EACH(p, {
@@ -203,17 +218,17 @@ FN_INLINE vf vf_size(vf a) {
 }
 FN_INLINE vl vd_within(vd a, double low, double high) {
     vl r;
-    FN_EACH(p, {
+    FN_EACH_D(p, {
         fn_nd size = (fn_nd)((fn_nl)a.v[p] & INT64_MAX);
         r.v[p] = ((fn_nl)(size >= low) & (fn_nl)(size < high)) | (fn_nl)(size == 0.0);
     });
     return r;
 }
-FN_INLINE vl vd_at_most(vd a, vd limit) { vl r; FN_EACH(p, r.v[p] = (fn_nl)(a.v[p] <= limit.v[p])); return r; }
-FN_INLINE vl vl_and(vl a, vl b) { FN_EACH(p, a.v[p] &= b.v[p]); return a; }
+FN_INLINE vl vd_at_most(vd a, vd limit) { vl r; FN_EACH_D(p, r.v[p] = (fn_nl)(a.v[p] <= limit.v[p])); return r; }
+FN_INLINE vl vl_and(vl a, vl b) { FN_EACH_D(p, a.v[p] &= b.v[p]); return a; }
 FN_INLINE int vl_all(vl a) {
     int64_t all = -1;
-    FN_EACH(p, for (int i = 0; i < FN_NATIVE / 8; i++) all &= a.v[p][i]);
+    FN_EACH_D(p, for (int i = 0; i < FN_NATIVE_D / 8; i++) all &= a.v[p][i]);
     return all == -1;
 }
 
@@ -225,9 +240,9 @@ FN_INLINE int vl_all(vl a) {
 #define FN_CARRIER32 0.0f
 #define FN_CARRIER64 0.0
 FN_INLINE vf vf_nearest(vf a) { a.v[0] = (fn_nf)_mm512_roundscale_ps((__m512)a.v[0], FN_NEAREST); return a; }
-FN_INLINE vd vd_nearest(vd a) { a.v[0] = (fn_nd)_mm512_roundscale_pd((__m512d)a.v[0], FN_NEAREST); return a; }
+FN_INLINE vd vd_nearest(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm256_roundscale_pd((__m256d)a.v[p], FN_NEAREST)); return a; }
 FN_INLINE vf vf_scaled(vf p, vf c) { p.v[0] = (fn_nf)_mm512_scalef_ps((__m512)p.v[0], (__m512)c.v[0]); return p; }
-FN_INLINE vd vd_scaled(vd p, vd c) { p.v[0] = (fn_nd)_mm512_scalef_pd((__m512d)p.v[0], (__m512d)c.v[0]); return p; }
+FN_INLINE vd vd_scaled(vd a, vd c) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm256_scalef_pd((__m256d)a.v[p], (__m256d)c.v[p])); return a; }
 #else
 #define FN_CARRIER32 12582912.0f /* 1.5·2^23: adding it rounds to an integer, left in the low bits */
 #define FN_CARRIER64 6755399441055744.0 /* 1.5·2^52 */
@@ -239,7 +254,7 @@ FN_INLINE vf vf_scaled(vf p, vf c) {
     return vf_mul(vf_mul(p, c), vf_set1(0x1p-64f));
 }
 FN_INLINE vd vd_scaled(vd p, vd c) {
-    FN_EACH(p_, c.v[p_] = (fn_nd)(((fn_nul)c.v[p_] << 52) + ((uint64_t)1279 << 52)));
+    FN_EACH_D(p_, c.v[p_] = (fn_nd)(((fn_nul)c.v[p_] << 52) + ((uint64_t)1279 << 52)));
     return vd_mul(vd_mul(p, c), vd_set1(0x1p-256));
 }
 #endif
@@ -258,8 +273,8 @@ FN_INLINE vf vf_keep(vf a, uint32_t bits) {
     return a;
 }
 FN_INLINE vd vd_keep(vd a, uint32_t bits) {
-    FN_EACH(p, {
-        fn_nl b = *(const fn_nl_mem *)(fn_bits64 + p * (FN_NATIVE / 8));
+    FN_EACH_D(p, {
+        fn_nl b = *(const fn_nl_mem *)(fn_bits64 + p * (FN_NATIVE_D / 8));
         a.v[p] = (fn_nd)((fn_nl)a.v[p] & (fn_nl)((b & (int64_t)bits) == b));
     });
     return a;
@@ -311,17 +326,18 @@ FN_INLINE vu vu_count(uint32_t c) {
 
 /* ---- widen: lanes 0-7 and 8-15 of a float vector as doubles; narrow: the reverse, rounding to nearest even ---- */
 
-#if FN_LEVEL == 3
-FN_INLINE vd vf_low(vf a) { vd r; r.v[0] = (fn_nd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)a.v[0])); return r; }
-FN_INLINE vd vf_high(vf a) { vd r; r.v[0] = (fn_nd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)a.v[0], 1)); return r; }
-FN_INLINE vd vd_load_float(const float *s) { vd r; r.v[0] = (fn_nd)_mm512_cvtps_pd(_mm256_loadu_ps(s)); return r; }
-FN_INLINE void vd_store_float(float *d, vd a) { _mm256_storeu_ps(d, _mm512_cvtpd_ps((__m512d)a.v[0])); }
-#elif FN_LEVEL == 2
+#if FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE vd fn_widen(__m128 a, __m128 b) { vd r; r.v[0] = (fn_nd)_mm256_cvtps_pd(a); r.v[1] = (fn_nd)_mm256_cvtps_pd(b); return r; }
+FN_INLINE vd vd_load_float(const float *s) { return fn_widen(_mm_loadu_ps(s), _mm_loadu_ps(s + 4)); }
+FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH_D(p, _mm_storeu_ps(d + 4 * p, _mm256_cvtpd_ps((__m256d)a.v[p]))); }
+#endif
+#if FN_LEVEL == 3
+#define FN_QUARTER(a, n) _mm512_extractf32x4_ps((__m512)(a).v[0], n)
+FN_INLINE vd vf_low(vf a) { return fn_widen(_mm512_castps512_ps128((__m512)a.v[0]), FN_QUARTER(a, 1)); }
+FN_INLINE vd vf_high(vf a) { return fn_widen(FN_QUARTER(a, 2), FN_QUARTER(a, 3)); }
+#elif FN_LEVEL == 2
 FN_INLINE vd vf_low(vf a) { return fn_widen(_mm256_castps256_ps128((__m256)a.v[0]), _mm256_extractf128_ps((__m256)a.v[0], 1)); }
 FN_INLINE vd vf_high(vf a) { return fn_widen(_mm256_castps256_ps128((__m256)a.v[1]), _mm256_extractf128_ps((__m256)a.v[1], 1)); }
-FN_INLINE vd vd_load_float(const float *s) { return fn_widen(_mm_loadu_ps(s), _mm_loadu_ps(s + 4)); }
-FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH(p, _mm_storeu_ps(d + 4 * p, _mm256_cvtpd_ps((__m256d)a.v[p]))); }
 #elif defined(FN_X86)
 FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
     vd r;
@@ -348,18 +364,12 @@ FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
 FN_INLINE vd vf_low(vf a) { return fn_widen(a.v[0], a.v[1]); }
 FN_INLINE vd vf_high(vf a) { return fn_widen(a.v[2], a.v[3]); }
 FN_INLINE vd vd_load_float(const float *s) { return fn_widen(*(const fn_nf_mem *)s, *(const fn_nf_mem *)(s + 4)); }
-FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH(p, { d[2 * p] = (float)a.v[p][0]; d[2 * p + 1] = (float)a.v[p][1]; }); }
+FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH_D(p, { d[2 * p] = (float)a.v[p][0]; d[2 * p + 1] = (float)a.v[p][1]; }); }
 #endif
 
 /* ---- horizontal sum of 8 doubles in one fixed order: i with i+4, i with i+2, i with i+1 ---- */
 
-#if FN_LEVEL == 3
-FN_INLINE double vd_sum(vd a) {
-    __m256d h = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)a.v[0]), _mm512_extractf64x4_pd((__m512d)a.v[0], 1));
-    __m128d q = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
-    return q[0] + q[1];
-}
-#elif FN_LEVEL == 2
+#if FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE double vd_sum(vd a) {
     __m256d h = _mm256_add_pd((__m256d)a.v[0], (__m256d)a.v[1]);
     __m128d q = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));

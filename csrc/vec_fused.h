@@ -20,8 +20,8 @@ FN_INLINE fn_nd fn_odd_sum(fn_nd p, fn_nd c) {
 FN_OUTLINE vf fn_fused_odd(vf c, vf a, vf b) {
     float r[16];
     vd p = vd_mul(vf_low(a), vf_low(b)), q = vd_mul(vf_high(a), vf_high(b)), s = vf_low(c), t = vf_high(c);
-    FN_EACH(i, s.v[i] = fn_odd_sum(p.v[i], s.v[i]));
-    FN_EACH(i, t.v[i] = fn_odd_sum(q.v[i], t.v[i]));
+    FN_EACH_D(i, s.v[i] = fn_odd_sum(p.v[i], s.v[i]));
+    FN_EACH_D(i, t.v[i] = fn_odd_sum(q.v[i], t.v[i]));
     vd_store_float(r, s);
     vd_store_float(r + 8, t);
     return vf_load(r);
@@ -31,7 +31,7 @@ FN_OUTLINE vf vf_fused(vf c, vf a, vf b) {
     float r[16];
     vd s = vd_add(vd_mul(vf_low(a), vf_low(b)), vf_low(c)), t = vd_add(vd_mul(vf_high(a), vf_high(b)), vf_high(c));
     fn_nl tie = (fn_nl){0};
-    FN_EACH(i, tie |= (fn_nl)((fn_nu)((fn_nul)s.v[i] & lacks) == (fn_nu)half) | (fn_nl)((fn_nu)((fn_nul)t.v[i] & lacks) == (fn_nu)half));
+    FN_EACH_D(i, tie |= (fn_nl)((fn_nu)((fn_nul)s.v[i] & lacks) == (fn_nu)half) | (fn_nl)((fn_nu)((fn_nul)t.v[i] & lacks) == (fn_nu)half));
     if (tie[0] | tie[1]) return fn_fused_odd(c, a, b);
     vd_store_float(r, s);
     vd_store_float(r + 8, t);
