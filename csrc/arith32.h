@@ -10,6 +10,7 @@
 #define W fn_wide /* a vector widened to what it is added in */
 #define WIDE wide_of
 #define WIDE_P wide_load
+#define WIDE_T wide_load
 #define WIDE_SET1 wide_set1
 #define EXACT_SQUARES 1 /* in W */
 #define ACC fn_acc32
@@ -40,5 +41,6 @@
 #define LN2_LO -2.12194440e-4f
 #define EXP_TERMS 5
 #define exp_terms fn_exp_terms32
+#define ABREAST (FN_NATIVE / 16) /* vectors of columns whose sums over rows stay in registers */
 #define PUT8 vd_store_float /* eight doubles, rounded to the type of arithmetic */
 #define GET8 vd_load_float

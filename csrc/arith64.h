@@ -10,6 +10,7 @@
 #define W vd /* a vector as it is added: there is nothing wider */
 #define WIDE(x) (x)
 #define WIDE_P LOAD_P
+#define WIDE_T LOAD_T
 #define WIDE_SET1 vd_set1
 #define EXACT_SQUARES 0
 #define ACC fn_acc64
@@ -40,5 +41,6 @@
 #define LN2_LO 1.42860682030941723212e-6
 #define EXP_TERMS 12
 #define exp_terms fn_exp_terms64
+#define ABREAST (FN_NATIVE_D / 16) /* vectors of columns whose sums over rows stay in registers */
 #define PUT8 vd_store /* eight doubles, rounded to the type of arithmetic */
 #define GET8 vd_load

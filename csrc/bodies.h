@@ -22,6 +22,8 @@
 #undef EACH_COLUMN
 #undef EACH_ABREAST
 #undef EACH_IN_ROW
+#undef EACH_IN_ROW_BY
+#undef ABREAST
 #undef EACH_IN_RUN
 #undef NEXT
 #undef ROOM
@@ -48,6 +50,7 @@
 #undef WIDE
 #undef WIDE_AT
 #undef WIDE_P
+#undef WIDE_T
 #undef WIDE_SET1
 #undef ACC
 #undef ACC_ZERO
@@ -91,6 +94,5 @@
 #undef LN2_LO
 #undef EXP_TERMS
 #undef EXP_AT_ONCE
-#undef EACH_OF
 #undef exp_terms
 #undef WITHOUT_SOFTMAX

@@ -16,6 +16,7 @@
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
+#define EACH_OF(count, k) _Pragma("GCC unroll 4") for (int k = 0; k < (count); k++)
 
 /* ---- float64 ---- */
 #define S double

@@ -1,8 +1,8 @@
 /* The gradients of rows.h. With g = dy·gamma and xhat = (x - mean)·rstd:  dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n),
    dgamma = Σ_rows dy·xhat, dbeta = Σ_rows dy.
 
-   Included once per (storage S, arithmetic T). The sums of eight rows, then their dx while they are in cache, two rows side by
-   side: dgamma and dbeta are loaded and stored once for both. The sums fetch what comes SOON after them, so that memory is busy
+   Included once per (storage S, arithmetic T). The sums of eight rows, then their dx while they are in cache, down some vectors of
+   columns at a time: their dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that memory is busy
    while dx is made; left to the processor, it stops at every page. */
 
 /* Σg and Σg·(x - mean) of one row, in double as in spans.h, x - mean always first. */
@@ -43,41 +43,61 @@ FN_INLINE V NAME(row_dx)(V g, V xhat, V gamma, NAME(row_v) v, int has_gamma, int
     return centred ? ADD(z, v.c) : z;
 }
 
-/* dx of w columns of row r, and of the next if `pair`, and their part of dgamma and dbeta, added in T. */
-FN_INLINE void NAME(row_grad)(const S *dy, const S *x, const P *gamma, S *dx, ptrdiff_t w, ptrdiff_t stride,
-                              const NAME(row_grads) *q, ptrdiff_t r, int pair, int has_gamma, int centred, int params,
-                              int aligned, int stream, NAME(ends) e, NAME(ends) e2, T *dg, T *db) {
-    NAME(row_v) v = NAME(row_at)(q, r), u = pair ? NAME(row_at)(q, r + 1) : v;
-    ptrdiff_t next = pair ? stride : 0;
-#define XHAT(x, v, n) NAME(standardize)(NAME(col_load)(x, n), v.hi, v.lo, v.rstd, centred)
-#define DGAMMA(g, xhat, n) ((n) == LANES ? MUL(g, xhat) : FIRST(MUL(g, xhat), n))
-#define GRAD(n, PUT)                                                                                                     \
-    do {                                                                                                                 \
-        V weight = has_gamma ? NAME(param)(gamma + j, n) : v.rstd;                                                       \
-        V g = HOLD(NAME(col_load)(dy + j, n)), xhat = XHAT(x + j, v, n);                                                 \
-        V g2 = pair ? HOLD(NAME(col_load)(dy + j + next, n)) : g, xhat2 = pair ? XHAT(x + j + next, u, n) : xhat;        \
-        if (params) {                                                                                                    \
-            V b = ADD(LOAD_T(db + j), g), a = ADD(LOAD_T(dg + j), DGAMMA(g, xhat, n));                                   \
-            STORE_T(db + j, pair ? ADD(b, g2) : b);                                                                      \
-            STORE_T(dg + j, pair ? ADD(a, DGAMMA(g2, xhat2, n)) : a);                                                    \
-        }                                                                                                                \
-        V z = NAME(row_dx)(g, xhat, weight, v, has_gamma, centred);                                                      \
-        V z2 = NAME(row_dx)(g2, xhat2, weight, u, has_gamma, centred);                                                   \
-        PUT(dx, e, z, n);                                                                                                \
-        if (pair) PUT(dx + next, e2, z2, n);                                                                             \
-    } while (0)
-#define FULL(n) GRAD(LANES, WHOLE)
-#define PART(n) GRAD(n, END)
-#define WHOLE(p, e, z, n) do { if (stream) STREAM((p) + j, z); else STORE((p) + j, z); } while (0)
-#define END(p, e, z, n) STORE_N((j < LINE ? e.head : e.tail) + j, z, n)
-    EACH_IN_ROW(dx, w, aligned, FULL, PART);
-#undef END
-#undef WHOLE
+/* What a piece of eight rows shares: w columns from column t of the rows on, and where rows meet (or NULL). */
+typedef struct {
+    const S *dy, *x;
+    const P *gamma;
+    S *dx;
+    ptrdiff_t stride, t, len;
+    NAME(seams) *seams;
+    T *dg, *db; /* sums over rows, in T */
+} NAME(piece);
+
+/* dx of rows [r, stop) in `count` vectors of n columns from j on, or in a `part` at the rows' ends, with what it adds to dgamma and
+   dbeta; `fresh`: nothing was added before. */
+FN_INLINE void NAME(columns_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t r, ptrdiff_t stop, ptrdiff_t j, int count,
+                                  ptrdiff_t n, int part, int fresh, int has_gamma, int centred, int params, int stream) {
+    V weight[ABREAST], a[ABREAST], b[ABREAST];
+    EACH_OF(count, c) {
+        ptrdiff_t o = j + c * LANES;
+        weight[c] = has_gamma ? HOLD(NAME(param)(p->gamma + o, n)) : SET1(0);
+        a[c] = b[c] = SET1(0);
+        if (params && !fresh) a[c] = LOAD_T(p->dg + o);
+        if (params && !fresh && centred) b[c] = LOAD_T(p->db + o);
+    }
+    for (; r < stop; r++) {
+        NAME(row_v) v = NAME(row_at)(q, r);
+        S *dx = p->dx + r * p->stride;
+        EACH_OF(count, c) {
+            ptrdiff_t o = j + c * LANES;
+            V g = HOLD(NAME(col_load)(p->dy + r * p->stride + o, n));
+            V xhat = HOLD(NAME(standardize)(NAME(col_load)(p->x + r * p->stride + o, n), v.hi, v.lo, v.rstd, centred));
+            if (params) {
+                V slope = MUL(g, xhat);
+                a[c] = ADD(a[c], n == LANES ? slope : FIRST(slope, n)); /* beyond n, xhat may be infinite */
+                if (centred) b[c] = ADD(b[c], g);
+            }
+            V z = NAME(row_dx)(g, xhat, weight[c], v, has_gamma, centred);
+            if (part) {
+                NAME(ends) e = NAME(ends_in)(NAME(ends_of)(p->seams, r, dx - p->t, p->len), p->t);
+                STORE_N((j < LINE ? e.head : e.tail) + o, z, n);
+            } else if (stream) STREAM(dx + o, z);
+            else STORE(dx + o, z);
+        }
+    }
+    EACH_OF(count, c) {
+        if (params) STORE_T(p->dg + j + c * LANES, a[c]);
+        if (params && centred) STORE_T(p->db + j + c * LANES, b[c]);
+    }
+}
+
+FN_INLINE void NAME(piece_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t r, ptrdiff_t stop, ptrdiff_t w, int aligned,
+                                int fresh, int has_gamma, int centred, int params, int stream) {
+#define FULL(n) NAME(columns_grad)(p, q, r, stop, j, (n) / LANES, LANES, 0, fresh, has_gamma, centred, params, stream)
+#define PART(n) NAME(columns_grad)(p, q, r, stop, j, 1, n, 1, fresh, has_gamma, centred, params, stream)
+    EACH_IN_ROW_BY(ABREAST, p->dx + r * p->stride, w, aligned, FULL, PART);
 #undef PART
 #undef FULL
-#undef GRAD
-#undef DGAMMA
-#undef XHAT
 }
 
 /* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
@@ -89,7 +109,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     int whole = stride == len, stream = flags & FN_STREAM && len >= (whole ? 8 * LINE : FN_LONG), before = 0;
     int params = dgamma || dbeta;
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
-    int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, paired = !aligned || alike;
+    int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
     int seamed = stream && whole && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
     NAME(seams) seams;
     for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
@@ -126,32 +146,24 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
         for (ptrdiff_t t = 0, w; t < len; t += w) {
             ptrdiff_t in = aligned ? NAME(into_line)(dx + t) : 0, pad = in % LANES;
             w = len - t < FN_TILE - in ? len - t : FN_TILE - in;
-            const P *g = gv ? (const P *)gv + t : NULL;
             T dgs[FN_TILE + 2 * LANES] __attribute__((aligned(64))), dbs[FN_TILE + 2 * LANES] __attribute__((aligned(64)));
             T *dg = dgs + pad, *db = dbs + pad;
-            V zero = HOLD(SET1(0)); /* held, or else gcc calls memset, which costs more than a short row */
-            for (ptrdiff_t j = 0; params && j < w + LANES; j += LANES) { STORE_T(dg + j, zero); STORE_T(db + j, zero); }
-#define ROWS(k, pair, g, has_gamma, centred, params, stream)                                                             \
-    NAME(row_grad)(dy + (k) * stride + t, x + (k) * stride + t, g, dx + (k) * stride + t, w, stride, &q, k, pair, has_gamma, \
-                   centred, params, aligned, stream, ENDS(k), ENDS((pair) ? (k) + 1 : k), dg, db)
-#define ENDS(k) NAME(ends_in)(NAME(ends_of)(seamed ? &seams : NULL, k, dx + (k) * stride, len), t)
-#define BODY(g, has_gamma, centred, params, stream)                                                                      \
-    do {                                                                                                                 \
-        ptrdiff_t k = 0;                                                                                                 \
-        if (!GENERIC && paired) for (; k + 2 <= some; k += 2) ROWS(k, 1, g, has_gamma, centred, params, stream);         \
-        for (; k < some; k++) ROWS(k, 0, g, has_gamma, centred, params, stream);                                         \
-    } while (0)
-            if (GENERIC || !g || !params) BODY(g, g != NULL, centred, params, 0);
-            else if (centred) { if (stream) BODY(g, 1, 1, 1, 1); else BODY(g, 1, 1, 1, 0); }
-            else if (stream) BODY(g, 1, 0, 1, 1);
-            else BODY(g, 1, 0, 1, 0);
+            NAME(piece) p = {dy + t, x + t, gv ? (const P *)gv + t : NULL, dx + t, stride, t, len, seamed ? &seams : NULL, dg, db};
+            ptrdiff_t height = together ? some : 1;
+            V zero = HOLD(SET1(0)); /* held, or else gcc calls memset */
+            for (ptrdiff_t j = 0; params && height < some && j < w + LANES; j += LANES) { STORE_T(dg + j, zero); STORE_T(db + j, zero); }
+#define BODY(has_gamma, centred, params, stream)                                                                         \
+    for (ptrdiff_t k = 0; k < some; k += height)                                                                         \
+        NAME(piece_grad)(&p, &q, k, k + height < some ? k + height : some, w, aligned, height == some, has_gamma, centred, params, stream)
+            if (GENERIC || !gv || !params) BODY(gv != NULL, centred, params, 0);
+            else if (centred) { if (stream) BODY(1, 1, 1, 1); else BODY(1, 1, 1, 0); }
+            else if (stream) BODY(1, 0, 1, 1);
+            else BODY(1, 0, 1, 0);
 #undef BODY
-#undef ENDS
-#undef ROWS
             for (ptrdiff_t j = 0; params && j < w; j += LANES) {
                 ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
-                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE(LOAD_T(dg + j))), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m);
-                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE(LOAD_T(db + j))), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m);
+                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m);
+                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(db + j)), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m);
             }
         }
         if (seamed) {

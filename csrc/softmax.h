@@ -6,7 +6,6 @@
    each waiting for the last. Below 1.5 ULP. */
 
 #define EXP_AT_ONCE 4
-#define EACH_OF(count, k) _Pragma("GCC unroll 4") for (int k = 0; k < (count); k++)
 
 /* x[k] = exp(r[k])·2^n, |r| ≤ ln 2 / 2, from c = n + CARRIER. */
 FN_INLINE void NAME(exp_rest)(V *x, const V *r, const V *c, int count) {
