@@ -38,11 +38,13 @@ FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, fn_wide dy, fn_wide 
     *dot = acc32_dot(*dot, g, x, mean);
 }
 FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(vd_add(a.lo, a.hi)), 0}; return r; }
-FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n) {
+/* Added to n doubles (and what they lost), or with `fresh` to zeros in their place. */
+FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n, int fresh) {
     (void)lost;
+    for (ptrdiff_t i = 0; fresh && n < 16 && i < n; i++) d[i] = 0;
     if (FN_LIKELY(n == 16)) {
-        vd_store(d, vd_add(vd_load(d), a.lo));
-        vd_store(d + 8, vd_add(vd_load(d + 8), a.hi));
+        vd_store(d, vd_add(fresh ? vd_zero() : vd_load(d), a.lo));
+        vd_store(d + 8, vd_add(fresh ? vd_zero() : vd_load(d + 8), a.hi));
     } else {
         double t[16];
         vd_store(t, a.lo);
@@ -107,11 +109,12 @@ FN_INLINE fn_dd acc64_sum(fn_acc64 a) {
         for (int i = 0; i < n; i++) r[i] = fn_dd_add(r[i], r[i + n]);
     return r[0];
 }
-FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n) {
+FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n, int fresh) {
     double s[8], e[8];
     vd_store(s, a.s);
     vd_store(e, a.e);
     for (ptrdiff_t i = 0; i < n; i++) {
+        if (fresh) { d[i] = 0; if (lost) lost[i] = 0; }
         fn_dd r = fn_two_sum(d[i], s[i]);
         r.lo += e[i] == e[i] ? e[i] : 0;
         d[i] = lost ? r.hi : r.hi + r.lo; /* the sums of float data have no low parts */

@@ -28,8 +28,8 @@ FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdif
         ptrdiff_t o = (row) * stride + j;                                                                                \
         NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), \
                                           near ? SET1(0) : LOAD_T(centre + j), near, has_res, relu);                      \
-        ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n);                                                                    \
-        ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n);                                                                    \
+        ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n, 0);                                                                   \
+        ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n, 0);                                                                   \
     } while (0)
     ptrdiff_t r = 0;
     for (; r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, res += has_res ? 4 * stride : 0) EACH_COLUMN(w, 4, 1, BODY);

@@ -62,8 +62,8 @@ FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, 
             NAME(col_fetch)(x + j, 8, stride);                                                                           \
             a = NAME(look_at4)(NAME(look_at4)(a, x + j, stride), x + j + 4 * stride, stride);                            \
         } else a = NAME(look_at)(a, WIDE(NAME(col_load)(x + (row) * stride + j, n)));                                    \
-        ACC_PUT(a.sum, sum + j, sum_lo + j, n);                                                                          \
-        if (EXACT_SQUARES) ACC_PUT(NAME(look_squares)(a), square + j, NULL, n);                                         \
+        ACC_PUT(a.sum, sum + j, sum_lo + j, n, 0);                                                                       \
+        if (EXACT_SQUARES) ACC_PUT(NAME(look_squares)(a), square + j, NULL, n, 0);                                      \
     } while (0)
     for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(width, 8, 1, LOOK);
     EACH_COLUMN(width, rows - r, 0, LOOK);
@@ -90,7 +90,7 @@ FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, 
 
 FN_OUTLINE void NAME(col_squares_add)(const S *x, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, const T *c, double *q, double *q_lo) {
 #define SQUARES(row, rows, n) \
-    ACC_PUT(ACC_SQUARE(ACC_ZERO(), WIDE(NAME(col_load)(x + (row) * stride + j, n)), WIDE(LOAD_T(c + j))), q + j, q_lo + j, n)
+    ACC_PUT(ACC_SQUARE(ACC_ZERO(), WIDE(NAME(col_load)(x + (row) * stride + j, n)), WIDE(LOAD_T(c + j))), q + j, q_lo + j, n, 0)
     EACH_COLUMN(w, rows, 0, SQUARES);
 #undef SQUARES
 }

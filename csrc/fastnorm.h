@@ -34,7 +34,7 @@ typedef struct { const double *mean, *mean_lo, *scale, *shift, *var; double numb
 typedef struct { const double *a, *b, *c; } fn_grads;
 typedef struct { double *sum, *sum_lo, *dot, *dot_lo; } fn_planes;
 
-enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4 };
+enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8 };
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
 
 /* `count` spans of `len` contiguous elements each, `stride` elements from the start of one to the start of the next. */

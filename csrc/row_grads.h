@@ -101,13 +101,13 @@ FN_INLINE void NAME(piece_grad)(const NAME(piece) *p, const NAME(row_grads) *q, 
 }
 
 /* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
-   are added to: eight rows in T, then widened. `n` is the number of elements behind each statistic: len, unless these are
+   are added to, or with FN_FRESH set: eight rows in T, then widened. `n` is the number of elements behind each statistic: len, unless these are
    pieces of longer rows. */
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
                                 ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
     int whole = stride == len, stream = flags & FN_STREAM && len >= (whole ? 8 * LINE : FN_LONG), before = 0;
-    int params = dgamma || dbeta;
+    int params = dgamma || dbeta, fresh = flags & FN_FRESH;
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
     int seamed = stream && whole && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
@@ -135,9 +135,10 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
                 ptrdiff_t o = k * stride;
                 if (k == 0 && before) NAME(close_seams)(&seams, dx, 0, len, 1, 0);
                 before = 0;
-                if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, stat + r + k, sums + r + k, centred, 0,
+                if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, stat + r + k, sums + r + k, centred, fresh,
                                               dgamma, dbeta, dgamma_lo, dbeta_lo);
-                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, 0, dgamma, dbeta, dgamma_lo, dbeta_lo);
+                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, fresh, dgamma, dbeta, dgamma_lo, dbeta_lo);
+                fresh = 0;
             }
             continue;
         }
@@ -162,10 +163,11 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
 #undef BODY
             for (ptrdiff_t j = 0; params && j < w; j += LANES) {
                 ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
-                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m);
-                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(db + j)), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m);
+                if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m, fresh);
+                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(db + j)), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m, fresh);
             }
         }
+        fresh = 0;
         if (seamed) {
             int after = r + some < rows;
             NAME(close_seams)(&seams, dx, some, len, before, after);

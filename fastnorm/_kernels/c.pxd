@@ -31,7 +31,7 @@ cdef extern from "fastnorm.h" nogil:
         double *dot_lo
     ctypedef struct fn_spans:
         Py_ssize_t len, count, stride
-    enum: FN_RELU, FN_STREAM, FN_LEAVE
+    enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH
     enum: FN_F32, FN_F64, FN_F16, FN_BF16
     enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_NEON, FN_LEVELS
     ctypedef struct fn_channel_ops:

@@ -9,10 +9,10 @@ Backward:  with g = dy·gamma, dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n); dga
 """
 from cython.parallel cimport prange
 from libc.math cimport sqrt
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastnorm._kernels.c cimport fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_sums, fn_sums_add
+from fastnorm._kernels.c cimport FN_FRESH, fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport at, ceil_div, least
 
@@ -76,8 +76,8 @@ cdef inline Columns columns_of(const Rows *job, double *memory, Py_ssize_t first
     return to
 
 
-# Rows [first, last), adding to the columns' sums.
-cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Columns to) noexcept nogil:
+# Rows [first, last), adding to the columns' sums, or with FN_FRESH setting them.
+cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Columns to, int fresh) noexcept nogil:
     cdef fn_norm stat[GROUP]
     cdef fn_sums sums[GROUP]
     cdef Py_ssize_t r = first, k, rows, o
@@ -89,8 +89,9 @@ cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Colu
             job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, sums + k)
         o = r * job.len * job.ops.itemsize
         job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, sums,
-                          job.centred, job.flags, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
+                          job.centred, job.flags | fresh, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
         r += rows
+        fresh = 0
 
 
 # to = the sums of all parts, in order.
@@ -117,7 +118,7 @@ cdef inline Py_ssize_t rows_per_part(const Rows *job) noexcept nogil:
 
 cdef void backward_part(const Rows *job, Py_ssize_t part, double *sums) noexcept nogil:
     cdef Py_ssize_t size = rows_per_part(job)
-    backward_rows(job, part * size, least((part + 1) * size, job.rows), columns_of(job, sums, 0))
+    backward_rows(job, part * size, least((part + 1) * size, job.rows), columns_of(job, sums, 0), FN_FRESH)
 
 
 # ---- longer rows: by slots ----
@@ -207,7 +208,7 @@ cdef void differentiate_slot(const Rows *job, Py_ssize_t slot, const fn_norm *st
     cdef Py_ssize_t column = slot * SLOT, o = column * job.ops.itemsize
     cdef Columns to = columns_of(job, memory, column)
     job.ops.rows_grad(job.dy + o, job.x + o, at(job.gamma, column * job.gamma_size), job.y + o, job.rows,
-                      slot_size(job, slot), job.len, <double> job.len, stat, sums, job.centred, job.flags, to.dgamma, to.dbeta,
+                      slot_size(job, slot), job.len, <double> job.len, stat, sums, job.centred, job.flags | FN_FRESH, to.dgamma, to.dbeta,
                       to.dgamma_lo, to.dbeta_lo)
 
 
@@ -265,9 +266,9 @@ cdef int rows_backward(const Rows *given) noexcept nogil:
     cdef double *sums = NULL
     copied.sizes = sizes_of(job.ops, job.gamma, job.len)
     if parts == 1 and job.ops.itemsize != 8 and job.len <= SLOT:
-        backward_rows(job, 0, job.rows, Columns(job.dgamma, job.dbeta, NULL, NULL))
+        backward_rows(job, 0, job.rows, Columns(job.dgamma, job.dbeta, NULL, NULL), FN_FRESH)
         return 0
-    sums = <double *> calloc(sums_per_column(job) * parts * job.len, sizeof(double))
+    sums = <double *> malloc(sums_per_column(job) * parts * job.len * sizeof(double))
     if sums == NULL:
         return -1
     if job.len > SLOT:

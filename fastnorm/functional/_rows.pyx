@@ -1,7 +1,8 @@
 """What layer norm and RMS norm share: arguments into a Rows job, one call of the kernel, results out."""
 cimport numpy as cnp
 import numpy as np
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from fastnorm._kernels.c cimport FN_F32, FN_F64, FN_STREAM
 from fastnorm._kernels.core cimport fresh, ops_for, streams
@@ -155,7 +156,8 @@ cdef object backward(RowsContext ctx, object dy, object out):
         apart(out, dy, "dy", True)
     dx = output(out, ctx.x, ctx._x, ctx.dtype)
     cdef Py_ssize_t behind = job.len if ctx._gamma is not None else 0  # dbias lies behind dweight
-    cdef double *sums = <double *> calloc(behind + (job.len if ctx._beta is not None else 0) + 1, sizeof(double))
+    cdef Py_ssize_t count = behind + (job.len if ctx._beta is not None else 0)
+    cdef double *sums = <double *> malloc((count + 1) * sizeof(double))
     if sums == NULL:
         raise MemoryError(f"{ctx.op}: no memory for the gradients")
     try:
@@ -172,6 +174,8 @@ cdef object backward(RowsContext ctx, object dy, object out):
                 failed = rows_backward(&job)
             if failed:
                 raise MemoryError(f"{ctx.op}: no memory for partial results")
+        else:
+            memset(sums, 0, count * sizeof(double))
         dweight = like_parameter(ctx._gamma, sums, &job, ctx.dtype)
         dbias = like_parameter(ctx._beta, sums + behind, &job, ctx.dtype)
     finally:
