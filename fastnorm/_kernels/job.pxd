@@ -2,7 +2,7 @@
 
 from libc.math cimport sqrt
 
-from fastnorm._kernels.c cimport fn_grad, fn_is_near, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh
+from fastnorm._kernels.c cimport fn_grad, fn_is_near, fn_is_plain, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh
 
 ctypedef struct Job:
     const fn_ops *ops
@@ -71,16 +71,32 @@ cdef inline void finish(const Job *job, Py_ssize_t i, const fn_moments *m) noexc
     job.rstd[i] = 1 / sqrt(job.var[i] + job.eps)
 
 
-# y = (x - mean)·(gamma·rstd) + beta, for channel k under statistic i, of m elements.
-cdef inline fn_norm norm_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m) noexcept nogil:
+# xhat = (x - mean)·rstd under statistic i, of m elements: what its channels share.
+cdef inline fn_norm shared_norm(const Job *job, Py_ssize_t i, double m) noexcept nogil:
     cdef fn_norm p
     p.mean = job.mean[i]
     p.mean_lo = job.mean_lo[i]
-    p.scale = job.rstd[i] * job.gamma[k] if job.gamma != NULL else job.rstd[i]
-    p.shift = job.beta[k] if job.beta != NULL else 0
-    p.wide = fn_needs_wide(p.mean, job.var[i] * m, p.scale)
+    p.scale = job.rstd[i]
+    p.shift = 0
+    p.wide = fn_needs_wide(p.mean, job.var[i] * m, 1)
     p.near = not job.given and fn_is_near(p.mean, job.var[i])
     return p
+
+
+# y = (x - mean)·(gamma·rstd) + beta, for channel k.
+cdef inline fn_norm channel_norm(const Job *job, const fn_norm *shared, Py_ssize_t k) noexcept nogil:
+    cdef fn_norm p = shared[0]
+    if job.gamma != NULL:
+        p.scale *= job.gamma[k]
+    if job.beta != NULL:
+        p.shift = job.beta[k]
+    p.wide |= not fn_is_plain(p.scale)
+    return p
+
+
+cdef inline fn_norm norm_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m) noexcept nogil:
+    cdef fn_norm shared = shared_norm(job, i, m)
+    return channel_norm(job, &shared, k)
 
 
 # dx = a·dy + b·(x - mean) + c, given Σγ·dy and Σγ·dy·(x - mean) over statistic i; of weight norm Σdy·x, because γ and ‖v‖ may
@@ -102,9 +118,15 @@ cdef inline fn_grad grad_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m
 cdef inline fn_sums weigh(const Job *job, Py_ssize_t first, Py_ssize_t channels, const fn_sums *sums) noexcept nogil:
     cdef fn_sums total
     cdef Py_ssize_t k
+    cdef double gamma
     total.sum = total.sum_lo = total.dot = total.dot_lo = 0
     for k in range(channels):
-        fn_sums_weigh(&total, job.gamma[first + k] if job.gamma != NULL and not job.lengths else 1, sums + k)
+        gamma = job.gamma[first + k] if job.gamma != NULL and not job.lengths else 1
+        if job.ops.itemsize == 8:
+            fn_sums_weigh(&total, gamma, sums + k)
+        else:
+            total.sum += gamma * (sums[k].sum + sums[k].sum_lo)
+            total.dot += gamma * (sums[k].dot + sums[k].dot_lo)
     return total
 
 
@@ -116,6 +138,10 @@ cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py
         for c in range(g * channels, (g + 1) * channels):
             total.sum = total.sum_lo = total.dot = total.dot_lo = 0
             for n in range(samples):
+                if job.ops.itemsize != 8:
+                    total.sum += sums[n * job.c + c].sum + sums[n * job.c + c].sum_lo
+                    total.dot += (sums[n * job.c + c].dot + sums[n * job.c + c].dot_lo) * job.rstd[n * groups + g]
+                    continue
                 one = sums[n * job.c + c]
                 one.dot *= job.rstd[n * groups + g]
                 one.dot_lo *= job.rstd[n * groups + g]

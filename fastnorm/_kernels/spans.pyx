@@ -13,8 +13,8 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.c cimport FN_LEAVE, FN_STREAM, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
-    Job, at, add_parameter_gradients, ceil_div, element_count, finish, grad_of, least, norm_of, statistic_count, statistic_size,
-    weigh,
+    Job, at, add_parameter_gradients, ceil_div, channel_norm, element_count, finish, grad_of, least, norm_of, shared_norm,
+    statistic_count, statistic_size, weigh,
 )
 
 cdef enum:
@@ -163,13 +163,13 @@ cdef int spans_moments(const Job *job, fn_moments *out) noexcept nogil:
 # ---- forward ----
 
 cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i, Before *b, bint more) noexcept nogil:
-    cdef Py_ssize_t k, first = i * e.channels % job.c, o
-    cdef fn_norm p
+    cdef Py_ssize_t k, first = i * e.channels % job.c, ahead = ahead_of(job, e, 1), o
+    cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
-        p = norm_of(job, i, first + k, statistic_size(job))
+        p = channel_norm(job, &shared, first + k)
         b.left = job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p,
-                                flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e, 1), norm_before(b))
+                                flags_of(job, e, more or k + 1 < e.channels), ahead, norm_before(b))
         if b.left:
             b.norm = p
 
@@ -225,44 +225,47 @@ cdef int spans_forward(const Job *job) noexcept nogil:
 # ---- backward ----
 # sums[u] = Σdy, Σdy·(x - mean) of channel u (counted over all statistics).
 
-# Slot j of channel k of statistic i.
-cdef inline void sum_slot(const Job *job, const Extent *e, Py_ssize_t i, Py_ssize_t k, Py_ssize_t j, fn_sums *out) noexcept nogil:
+# Slot j of channel k of statistic i, whose numbers are p.
+cdef inline void sum_slot(const Job *job, const Extent *e, Py_ssize_t i, Py_ssize_t k, Py_ssize_t j, const fn_norm *p,
+                          fn_sums *out) noexcept nogil:
     cdef Py_ssize_t offset = 0, o
     cdef fn_spans piece = e.channel if e.channel_slots == 1 else slot(e.channel, j, &offset)
-    cdef fn_norm p = norm_of(job, i, i * e.channels % job.c + k, statistic_size(job))
     o = (i * e.step + k * job.post + offset) * job.ops.itemsize
-    job.ops.grad_sums(job.dy + o, job.x + o, at(job.residual, o), piece, &p, job.flags, out)
+    job.ops.grad_sums(job.dy + o, job.x + o, at(job.residual, o), piece, p, job.flags, out)
 
 
 cdef void sum_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
-    cdef Py_ssize_t j, k
+    cdef Py_ssize_t j, k, first = i * e.channels % job.c
+    cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
     cdef fn_sums part
     for k in range(e.channels):
-        sum_slot(job, e, i, k, 0, sums + k)
+        p = channel_norm(job, &shared, first + k)
+        sum_slot(job, e, i, k, 0, &p, sums + k)
         for j in range(1, e.channel_slots):
-            sum_slot(job, e, i, k, j, &part)
+            sum_slot(job, e, i, k, j, &p, &part)
             fn_sums_add(sums + k, &part)
 
 
 cdef void sum_nth_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_sums *out) noexcept nogil:
-    cdef Py_ssize_t unit = u // e.channel_slots
-    sum_slot(job, e, unit // e.channels, unit % e.channels, u % e.channel_slots, out)
+    cdef Py_ssize_t unit = u // e.channel_slots, i = unit // e.channels, k = unit % e.channels
+    cdef fn_norm p = norm_of(job, i, unit % job.c, statistic_size(job))
+    sum_slot(job, e, i, k, u % e.channel_slots, &p, out)
 
 
 cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums, Before *b, bint more) noexcept nogil:
-    cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c, o
+    cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c, ahead = ahead_of(job, e, 2), o
     cdef fn_sums total
-    cdef fn_norm p
+    cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
     cdef fn_grad g
     sum_statistic(job, e, i, sums + first)
     total = weigh(job, channel, e.channels, sums + first)
     g = grad_of(job, i, channel, statistic_size(job), &total)
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
-        p = norm_of(job, i, channel + k, statistic_size(job))
+        p = channel_norm(job, &shared, channel + k)
         g.a = p.scale  # b and c are the statistic's
         b.left = job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o),
-                                    e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e, 2),
+                                    e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), ahead,
                                     norm_before(b), grad_before(b))
         if b.left:
             b.norm, b.grad = p, g
