@@ -2,7 +2,9 @@
 
 from libc.math cimport sqrt
 
-from fastnorm._kernels.c cimport fn_grad, fn_is_near, fn_is_plain, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh
+from fastnorm._kernels.c cimport (
+    fn_grad, fn_is_near, fn_is_plain, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh,
+)
 
 ctypedef struct Job:
     const fn_ops *ops
