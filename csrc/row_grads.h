@@ -1,9 +1,9 @@
 /* The gradients of rows.h. With g = dy·gamma and xhat = (x - mean)·rstd:  dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n),
    dgamma = Σ_rows dy·xhat, dbeta = Σ_rows dy.
 
-   Included once per (storage S, arithmetic T). The sums of eight rows, then their dx while they are in cache, down some vectors of
-   columns at a time: their dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that memory is busy
-   while dx is made; left to the processor, it stops at every page. */
+   Included once per (storage S, arithmetic T). The sums of eight rows, then their dx while they are in cache, some vectors of columns
+   at a time, whose dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that
+   memory is busy while dx is made; left to the processor, it stops at every page. */
 
 /* Σg and Σg·(x - mean) of one row, in double as in spans.h, x - mean always first. */
 FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, W mean) {
