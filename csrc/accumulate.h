@@ -19,7 +19,9 @@ FN_INLINE fn_wide wide_mul(fn_wide a, fn_wide b) { a.lo = vd_mul(a.lo, b.lo); a.
 typedef fn_wide fn_acc32;
 FN_INLINE fn_acc32 acc32_zero(void) { return wide_set1(0); }
 FN_INLINE fn_acc32 acc32_add4(fn_acc32 a, fn_wide x0, fn_wide x1, fn_wide x2, fn_wide x3) {
-    return wide_add_beside(a, wide_add(wide_add(x0, x1), wide_add_beside(x2, x3)));
+    fn_wide first = wide_add(x0, x1);
+    if (FN_REGISTERS < 32) return wide_add(a, wide_add(first, wide_add(x2, x3))); /* no room for a vector of ones */
+    return wide_add_beside(a, wide_add(first, wide_add_beside(x2, x3)));
 }
 /* += a·b: exact products of two floats */
 FN_INLINE fn_acc32 acc32_product(fn_acc32 acc, fn_wide a, fn_wide b) {

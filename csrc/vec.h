@@ -35,6 +35,7 @@
 #define FN_NATIVE 16
 #endif
 #define FN_NATIVE_D (FN_NATIVE == 64 ? 32 : FN_NATIVE) /* of doubles */
+#define FN_REGISTERS (FN_LEVEL == 3 || FN_LEVEL == 4 ? 32 : 16)
 #define FN_PARTS (64 / FN_NATIVE)
 #define FN_PARTS_D (64 / FN_NATIVE_D)
 

@@ -140,10 +140,6 @@ cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py
         for c in range(g * channels, (g + 1) * channels):
             total.sum = total.sum_lo = total.dot = total.dot_lo = 0
             for n in range(samples):
-                if job.ops.itemsize != 8:
-                    total.sum += sums[n * job.c + c].sum + sums[n * job.c + c].sum_lo
-                    total.dot += (sums[n * job.c + c].dot + sums[n * job.c + c].dot_lo) * job.rstd[n * groups + g]
-                    continue
                 one = sums[n * job.c + c]
                 one.dot *= job.rstd[n * groups + g]
                 one.dot_lo *= job.rstd[n * groups + g]
