@@ -1,5 +1,6 @@
 /* Is the soft c + a·b of machines without the instruction rounded once? Against the C library's fmaf, over random bits, exponents
-   that meet, and sums made to lie half-way between two floats or just beside. Exits with 1 where a bit differs. */
+   that meet, and sums made to lie half-way between two floats or just beside. Exits with 1 where a bit differs, or if to round
+   twice would have done. */
 #define FN_LEVEL 0
 #include <math.h>
 #include <stdio.h>
@@ -41,8 +42,9 @@ int main(void) {
         vf_store(r, vf_fused(vf_load(c), vf_load(a), vf_load(b)));
         for (int i = 0; i < 16; i++) {
             float want = fmaf(a[i], b[i], c[i]);
+            if (!(fabsf(want) >= 0x1p-126f)) continue; /* NaN, or subnormal: not asked for */
             close += want != (float)((double)a[i] * b[i] + c[i]);
-            if (fabsf(want) >= 0x1p-126f && memcmp(&want, &r[i], sizeof want) && bad++ < 9)
+            if (memcmp(&want, &r[i], sizeof want) && bad++ < 9)
                 printf("%a + %a * %a: %a, not %a\n", c[i], a[i], b[i], r[i], want);
         }
     }

@@ -20,7 +20,7 @@ typedef fn_wide fn_acc32;
 FN_INLINE fn_acc32 acc32_zero(void) { return wide_set1(0); }
 FN_INLINE fn_acc32 acc32_add4(fn_acc32 a, fn_wide x0, fn_wide x1, fn_wide x2, fn_wide x3) {
     fn_wide first = wide_add(x0, x1);
-    if (FN_REGISTERS < 32) return wide_add(a, wide_add(first, wide_add(x2, x3))); /* no room for a vector of ones */
+    if (FN_LEVEL != 3) return wide_add(a, wide_add(first, wide_add(x2, x3))); /* AVX2 has no register for the ones */
     return wide_add_beside(a, wide_add(first, wide_add_beside(x2, x3)));
 }
 /* += a·b: exact products of two floats */
@@ -40,10 +40,9 @@ FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, fn_wide dy, fn_wide 
     *dot = acc32_dot(*dot, g, x, mean);
 }
 FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(vd_add(a.lo, a.hi)), 0}; return r; }
-/* Added to n doubles (and what they lost), or with `fresh` to zeros in their place. */
+/* Added to n doubles, or with `fresh` to zeros in their place; acc64 keeps in `lost` what that loses. */
 FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n, int fresh) {
     (void)lost;
-    for (ptrdiff_t i = 0; fresh && n < 16 && i < n; i++) d[i] = 0;
     if (FN_LIKELY(n == 16)) {
         vd_store(d, vd_add(fresh ? vd_zero() : vd_load(d), a.lo));
         vd_store(d + 8, vd_add(fresh ? vd_zero() : vd_load(d + 8), a.hi));
@@ -51,7 +50,7 @@ FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n, int f
         double t[16];
         vd_store(t, a.lo);
         vd_store(t + 8, a.hi);
-        for (ptrdiff_t i = 0; i < n; i++) d[i] += t[i];
+        for (ptrdiff_t i = 0; i < n; i++) d[i] = (fresh ? 0 : d[i]) + t[i];
     }
 }
 

@@ -30,7 +30,7 @@
 #define AT_LEAST vf_at_least
 #define ZERO_BELOW vf_zero_below
 #define ADD_EXACT vf_add_exact
-#define FUSED vf_fused
+#define MUL_ADD vf_fused
 #define NEAREST vf_nearest
 #define SCALED vf_scaled
 #define CARRIER FN_CARRIER32
@@ -41,6 +41,6 @@
 #define LN2_LO -2.12194440e-4f
 #define EXP_TERMS 5
 #define exp_terms fn_exp_terms32
-#define ABREAST (FN_NATIVE / 16) /* vectors of columns whose sums over rows stay in registers */
+#define COLUMNS_AT_ONCE (FN_NATIVE / 16) /* their gamma, dgamma and dbeta in twelve registers */
 #define PUT8 vd_store_float /* eight doubles, rounded to the type of arithmetic */
 #define GET8 vd_load_float

@@ -30,7 +30,7 @@
 #define AT_LEAST vd_at_least
 #define ZERO_BELOW vd_zero_below
 #define ADD_EXACT vd_add_exact
-#define FUSED(c, a, b) vd_add(c, vd_mul(a, b)) /* two roundings: one would have to be computed softly, and slowly */
+#define MUL_ADD(c, a, b) vd_add(c, vd_mul(a, b)) /* rounded twice: there is nothing wider to compute it softly in */
 #define NEAREST vd_nearest
 #define SCALED vd_scaled
 #define CARRIER FN_CARRIER64
@@ -41,6 +41,6 @@
 #define LN2_LO 1.42860682030941723212e-6
 #define EXP_TERMS 12
 #define exp_terms fn_exp_terms64
-#define ABREAST (FN_NATIVE_D / 16) /* vectors of columns whose sums over rows stay in registers */
+#define COLUMNS_AT_ONCE (FN_NATIVE_D / 16) /* their gamma, dgamma and dbeta in twelve registers */
 #define PUT8 vd_store /* eight doubles, rounded to the type of arithmetic */
 #define GET8 vd_load

@@ -23,7 +23,7 @@
 #undef EACH_ABREAST
 #undef EACH_IN_ROW
 #undef EACH_IN_ROW_BY
-#undef ABREAST
+#undef COLUMNS_AT_ONCE
 #undef EACH_IN_RUN
 #undef NEXT
 #undef ROOM
@@ -81,7 +81,7 @@
 #undef AT_LEAST
 #undef ZERO_BELOW
 #undef ADD_EXACT
-#undef FUSED
+#undef MUL_ADD
 #undef NEAREST
 #undef SCALED
 #undef CARRIER

@@ -196,15 +196,15 @@ FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) 
     return NAME(activate)(NAME(normalize)(NAME(col_load)(x, n), v), has_res ? NAME(col_load)(res, n) : v.lo, has_res, relu);
 }
 
-/* ONE(n) over a row of w columns from j = 0, `some` vectors at a time where there are as many: when `lined`, first up to a cache
+/* ONE(n) over a row of w columns from j = 0, `count` vectors at a time where there are as many: when `lined`, first up to a cache
    line of y, and whole lines then; ONE_LAST for what is less. */
-#define EACH_IN_ROW_BY(some, y, w, lined, ONE, ONE_LAST)                                                                 \
+#define EACH_IN_ROW_BY(count, y, w, lined, ONE, ONE_LAST)                                                                 \
     do {                                                                                                                 \
         ptrdiff_t j = 0, head = (lined) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0, end;                     \
         if (head > (w)) head = (w);                                                                                      \
         end = (lined) ? (w) - ((w) - head) % LINE : (w);                                                                 \
         for (ptrdiff_t n = 0; j < head; j += n) { n = head - j < LANES ? head - j : LANES - 1; ONE_LAST(n); }                \
-        if ((some) > 1) for (; j <= end - (some) * LANES; j += (some) * LANES) ONE((some) * LANES);                      \
+        if ((count) > 1) for (; j <= end - (count) * LANES; j += (count) * LANES) ONE((count) * LANES);                  \
         for (; j <= end - LANES; j += LANES) ONE(LANES);                                                                 \
         for (ptrdiff_t n = 0; j < (w); j += n) { n = (w) - j < LANES ? (w) - j : LANES; ONE_LAST(n); }                       \
     } while (0)

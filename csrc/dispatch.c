@@ -14,7 +14,7 @@ const fn_ops *fn_table(int level) {
     case FN_AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? fn_table_avx2 : NULL; /* they have F16C */
     case FN_AVX512:
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                       __builtin_cpu_supports("avx512vl")
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")
                    ? fn_table_avx512
                    : NULL;
 #endif

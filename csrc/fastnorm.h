@@ -121,8 +121,8 @@ typedef struct {
     /* *out = Σg, Σg·(x - mean) with g = dy·gamma. */
     void (*row_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t len, const fn_norm *p,
                           fn_sums *out);
-    /* dx of rows (or pieces of rows with n elements to a statistic); dgamma, dbeta, when not NULL, are added to; for float64
-       what that loses is added to dgamma_lo, dbeta_lo. */
+    /* dx of rows (or pieces of rows with n elements to a statistic); dgamma and, of centred rows, dbeta, when not NULL, are added
+       to, or by rows with FN_FRESH set; for float64 so is what that loses, in dgamma_lo, dbeta_lo. */
     void (*rows_grad)(const void *dy, const void *x, const void *gamma, void *dx, ptrdiff_t rows, ptrdiff_t len,
                       ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                       double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo);

@@ -54,16 +54,16 @@ typedef struct {
 } NAME(piece);
 
 /* dx of rows [r, stop) in `count` vectors of n columns from j on, or in a `part` at the rows' ends, with what it adds to dgamma and
-   dbeta; `fresh`: nothing was added before. */
+   dbeta: from row 0 on, nothing was added before. */
 FN_INLINE void NAME(columns_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t r, ptrdiff_t stop, ptrdiff_t j, int count,
-                                  ptrdiff_t n, int part, int fresh, int has_gamma, int centred, int params, int stream) {
-    V weight[ABREAST], a[ABREAST], b[ABREAST];
+                                  ptrdiff_t n, int part, int has_gamma, int centred, int params, int stream) {
+    V weight[COLUMNS_AT_ONCE], a[COLUMNS_AT_ONCE], b[COLUMNS_AT_ONCE];
     EACH_OF(count, c) {
         ptrdiff_t o = j + c * LANES;
         weight[c] = has_gamma ? HOLD(NAME(param)(p->gamma + o, n)) : SET1(0);
         a[c] = b[c] = SET1(0);
-        if (params && !fresh) a[c] = LOAD_T(p->dg + o);
-        if (params && !fresh && centred) b[c] = LOAD_T(p->db + o);
+        if (params && r > 0) a[c] = LOAD_T(p->dg + o);
+        if (params && r > 0 && centred) b[c] = LOAD_T(p->db + o);
     }
     for (; r < stop; r++) {
         NAME(row_v) v = NAME(row_at)(q, r);
@@ -92,17 +92,17 @@ FN_INLINE void NAME(columns_grad)(const NAME(piece) *p, const NAME(row_grads) *q
 }
 
 FN_INLINE void NAME(piece_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t r, ptrdiff_t stop, ptrdiff_t w, int aligned,
-                                int fresh, int has_gamma, int centred, int params, int stream) {
-#define FULL(n) NAME(columns_grad)(p, q, r, stop, j, (n) / LANES, LANES, 0, fresh, has_gamma, centred, params, stream)
-#define PART(n) NAME(columns_grad)(p, q, r, stop, j, 1, n, 1, fresh, has_gamma, centred, params, stream)
-    EACH_IN_ROW_BY(ABREAST, p->dx + r * p->stride, w, aligned, FULL, PART);
+                                int has_gamma, int centred, int params, int stream) {
+#define FULL(n) NAME(columns_grad)(p, q, r, stop, j, (n) / LANES, LANES, 0, has_gamma, centred, params, stream)
+#define PART(n) NAME(columns_grad)(p, q, r, stop, j, 1, n, 1, has_gamma, centred, params, stream)
+    EACH_IN_ROW_BY(COLUMNS_AT_ONCE, p->dx + r * p->stride, w, aligned, FULL, PART);
 #undef PART
 #undef FULL
 }
 
 /* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
-   are added to, or with FN_FRESH set: eight rows in T, then widened. `n` is the number of elements behind each statistic: len, unless these are
-   pieces of longer rows. */
+   are added to, or with FN_FRESH set: eight rows in T, then widened. `n` is the number of elements behind each statistic: len,
+   unless these are pieces of longer rows. */
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
                                 ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
@@ -137,7 +137,8 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
                 before = 0;
                 if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, stat + r + k, sums + r + k, centred, fresh,
                                               dgamma, dbeta, dgamma_lo, dbeta_lo);
-                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, fresh, dgamma, dbeta, dgamma_lo, dbeta_lo);
+                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, fresh, dgamma, dbeta,
+                                      dgamma_lo, dbeta_lo);
                 fresh = 0;
             }
             continue;
@@ -151,11 +152,10 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
             T *dg = dgs + pad, *db = dbs + pad;
             NAME(piece) p = {dy + t, x + t, gv ? (const P *)gv + t : NULL, dx + t, stride, t, len, seamed ? &seams : NULL, dg, db};
             ptrdiff_t height = together ? some : 1;
-            V zero = HOLD(SET1(0)); /* held, or else gcc calls memset */
-            for (ptrdiff_t j = 0; params && height < some && j < w + LANES; j += LANES) { STORE_T(dg + j, zero); STORE_T(db + j, zero); }
+            if (params) { STORE_T(dg + w, SET1(0)); STORE_T(db + w, SET1(0)); } /* what lies beyond the last column is read too */
 #define BODY(has_gamma, centred, params, stream)                                                                         \
     for (ptrdiff_t k = 0; k < some; k += height)                                                                         \
-        NAME(piece_grad)(&p, &q, k, k + height < some ? k + height : some, w, aligned, height == some, has_gamma, centred, params, stream)
+        NAME(piece_grad)(&p, &q, k, k + height < some ? k + height : some, w, aligned, has_gamma, centred, params, stream)
             if (GENERIC || !gv || !params) BODY(gv != NULL, centred, params, 0);
             else if (centred) { if (stream) BODY(1, 1, 1, 1); else BODY(1, 1, 1, 0); }
             else if (stream) BODY(1, 0, 1, 1);
@@ -164,7 +164,8 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
             for (ptrdiff_t j = 0; params && j < w; j += LANES) {
                 ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
                 if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m, fresh);
-                if (dbeta) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(db + j)), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m, fresh);
+                if (dbeta && centred)
+                    ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(db + j)), dbeta + o, dbeta_lo ? dbeta_lo + o : NULL, m, fresh);
             }
         }
         fresh = 0;

@@ -8,7 +8,7 @@
    into memory traffic at the narrower levels (12 GB/s in place of 88 for a sum of squares at AVX2).
 
    The level is chosen by the translation unit that includes this file (level_*.c): FN_LEVEL is 0 baseline (SSE2),
-   2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL), 4 NEON. Any other machine with gcc or clang takes level 0 without
+   2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL) + FMA, 4 NEON. Any other machine with gcc or clang takes level 0 without
    intrinsics. Intrinsics live in this header, vec_fused.h, vec_memory.h and vec_half.h, and nowhere else. */
 #ifndef FN_VEC_H
 #define FN_VEC_H
@@ -35,7 +35,6 @@
 #define FN_NATIVE 16
 #endif
 #define FN_NATIVE_D (FN_NATIVE == 64 ? 32 : FN_NATIVE) /* of doubles */
-#define FN_REGISTERS (FN_LEVEL == 3 || FN_LEVEL == 4 ? 32 : 16)
 #define FN_PARTS (64 / FN_NATIVE)
 #define FN_PARTS_D (64 / FN_NATIVE_D)
 
@@ -44,7 +43,7 @@ typedef double fn_nd __attribute__((vector_size(FN_NATIVE_D)));
 typedef int32_t fn_ni __attribute__((vector_size(FN_NATIVE)));
 typedef uint32_t fn_nu __attribute__((vector_size(FN_NATIVE)));
 typedef int64_t fn_nl __attribute__((vector_size(FN_NATIVE_D)));
-typedef uint64_t fn_nul __attribute__((vector_size(FN_NATIVE)));
+typedef uint64_t fn_nul __attribute__((vector_size(FN_NATIVE))); /* as wide as fn_nu: at AVX-512 wider than fn_nl */
 typedef float fn_nf_mem __attribute__((vector_size(FN_NATIVE), aligned(4), may_alias));
 typedef double fn_nd_mem __attribute__((vector_size(FN_NATIVE_D), aligned(8), may_alias));
 typedef int32_t fn_ni_mem __attribute__((vector_size(FN_NATIVE), aligned(4), may_alias));
@@ -134,7 +133,7 @@ FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
 }
 #endif
 
-/* a + b as a·1 + b: the same bits, on the multipliers, where additions and conversions compete for the other units. */
+/* a + b as a + b·1: the same bits, on the multipliers, where additions and conversions compete for the other units. */
 #if FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE vd vd_add_beside(vd a, vd b) { return vd_add_exact(a, b, vd_hold(vd_set1(1))); }
 #else
@@ -364,8 +363,8 @@ FN_INLINE vd vd_load_float(const float *s) { return fn_widen(*(const fn_nf_mem *
 FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH_D(p, { d[2 * p] = (float)a.v[p][0]; d[2 * p + 1] = (float)a.v[p][1]; }); }
 #endif
 
-/* All sixteen. At AVX-512 by way of memory, in place of three shuffles: they share units with the conversions that follow (of
-   bfloat16 layer norm's sums take three quarters of the time for it). */
+/* Both halves; at AVX-512, which has no vf_low and vf_high, by way of memory: three shuffles would compete with the conversions
+   that follow (bfloat16 layer norm's sums take three quarters of the time). The asm keeps gcc from undoing it. */
 #if FN_LEVEL == 3
 FN_INLINE void vf_widen(vf a, vd *low, vd *high) {
     float t[16] __attribute__((aligned(64)));

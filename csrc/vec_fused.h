@@ -1,7 +1,8 @@
 /* The vocabulary's c + a·b with one rounding, whatever the product. Part of vec.h.
 
    Where the instruction is missing: the product is exact in double, and their sum rounded to double and then to float is the sum
-   rounded once, unless the double lies half-way between two floats. (A result that is subnormal must be exact.) */
+   rounded once, unless the double lies half-way between two floats. Callers see to it that a subnormal result is exact: it
+   would be half-way elsewhere. */
 #ifndef FN_VEC_FUSED_H
 #define FN_VEC_FUSED_H
 
@@ -10,8 +11,8 @@
 #if FN_LEVEL == 2 || FN_LEVEL == 3 || defined(FN_ARM)
 FN_INLINE vf vf_fused(vf c, vf a, vf b) { return vf_add_exact(c, a, b); }
 #else
-/* p + c rounded to odd: the last bit is set where something was lost, and then no rounding follows a rounding (Boldo and
-   Melquiond 2008). */
+/* p + c rounded to odd: the last bit is set where something was lost, so that rounding it again, to float, gives what one rounding
+   would (Boldo and Melquiond 2008). */
 FN_INLINE fn_nd fn_odd_sum(fn_nd p, fn_nd c) {
     fn_nd s = p + c, t = s - p, lost = (p - (s - t)) + (c - t);
     fn_nl inward = (fn_nl)(lost < 0) ^ (fn_nl)(s < 0), step = ((fn_nl)(lost > 0) | (fn_nl)(lost < 0)) & ~(fn_nl)s & 1;
@@ -26,12 +27,16 @@ FN_OUTLINE vf fn_fused_odd(vf c, vf a, vf b) {
     vd_store_float(r + 8, t);
     return vf_load(r);
 }
+/* Half-way: of the 29 bits that float lacks, the first alone is set. SSE2 compares words of 32 bits; the upper ones never match. */
+FN_INLINE fn_nl fn_is_tie(fn_nd s) {
+    fn_nul lacks = (fn_nul){0} + 0x1fffffff, half = (fn_nul){0} + 0xffffffff10000000;
+    return (fn_nl)((fn_nu)((fn_nul)s & lacks) == (fn_nu)half);
+}
 FN_OUTLINE vf vf_fused(vf c, vf a, vf b) {
-    const fn_nul lacks = (fn_nul){0} + 0x1fffffff, half = (fn_nul){0} + 0xffffffff10000000; /* the 29 bits that float lacks */
     float r[16];
     vd s = vd_add(vd_mul(vf_low(a), vf_low(b)), vf_low(c)), t = vd_add(vd_mul(vf_high(a), vf_high(b)), vf_high(c));
     fn_nl tie = (fn_nl){0};
-    FN_EACH_D(i, tie |= (fn_nl)((fn_nu)((fn_nul)s.v[i] & lacks) == (fn_nu)half) | (fn_nl)((fn_nu)((fn_nul)t.v[i] & lacks) == (fn_nu)half));
+    FN_EACH_D(i, tie |= fn_is_tie(s.v[i]) | fn_is_tie(t.v[i]));
     if (tie[0] | tie[1]) return fn_fused_odd(c, a, b);
     vd_store_float(r, s);
     vd_store_float(r + 8, t);

@@ -4,7 +4,7 @@
 
 #include "vec.h"
 
-/* ---- partial load (missing lanes are +0) and partial store of the first n lanes, 0 < n < lanes ---- */
+/* ---- partial load (missing lanes are +0) and partial store of the first n lanes, 0 < n ≤ lanes ---- */
 
 #if FN_LEVEL == 3
 FN_INLINE vf vf_load_n(const float *s, ptrdiff_t n) { vf r; r.v[0] = (fn_nf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), s); return r; }
@@ -51,7 +51,9 @@ FN_OUTLINE void vd_store_float_n(float *d, vd a, ptrdiff_t n) { float t[8]; vd_s
 
 #if FN_LEVEL == 3
 FN_INLINE void vf_stream(float *d, vf a) { _mm512_stream_ps(d, (__m512)a.v[0]); }
-FN_INLINE void vd_stream(double *d, vd a) { _mm512_stream_pd(d, _mm512_insertf64x4(_mm512_castpd256_pd512((__m256d)a.v[0]), (__m256d)a.v[1], 1)); }
+FN_INLINE void vd_stream(double *d, vd a) {
+    _mm512_stream_pd(d, _mm512_insertf64x4(_mm512_castpd256_pd512((__m256d)a.v[0]), (__m256d)a.v[1], 1));
+}
 #elif FN_LEVEL == 2
 FN_INLINE void vf_stream(float *d, vf a) { FN_EACH(p, _mm256_stream_ps(d + 8 * p, (__m256)a.v[p])); }
 FN_INLINE void vd_stream(double *d, vd a) { FN_EACH_D(p, _mm256_stream_pd(d + 4 * p, (__m256d)a.v[p])); }

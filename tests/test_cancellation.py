@@ -61,3 +61,14 @@ def test_gradient_sums_that_cancel(ratio: float, columns: bool) -> None:
         scale = strict_scales(view, known, dy, None, x.shape)[0]
         worst = max(worst, float(exact.ulp_error(dx.reshape(x.shape), expected, scale, np.float32).max()))
     assert worst <= 8, f"{worst:.3g} ULP"
+
+
+@pytest.mark.parametrize("op", ["group_norm", "instance_norm"])
+def test_parameter_gradients_that_cancel_between_samples(op: str) -> None:
+    """Each sample's sums are exact, and so is what is left of them together."""
+    x = np.random.default_rng(0).standard_normal((3, 2, 300)).astype(np.float32)
+    dy = np.zeros_like(x)
+    dy[:, 0, 0] = 1e20, 1, -1e20
+    groups = (1,) if op == "group_norm" else ()
+    _, ctx = getattr(fn, f"{op}_forward")(x, *groups, weight=np.ones(2, np.float32), bias=np.zeros(2, np.float32))
+    assert getattr(fn, f"{op}_backward")(dy, ctx).dbias.tolist() == [1, 0]

@@ -80,7 +80,7 @@ cdef inline fn_norm shared_norm(const Job *job, Py_ssize_t i, double m) noexcept
     p.mean_lo = job.mean_lo[i]
     p.scale = job.rstd[i]
     p.shift = 0
-    p.wide = fn_needs_wide(p.mean, job.var[i] * m, 1)
+    p.wide = fn_needs_wide(p.mean, job.var[i] * m, 1)  # the scale is each channel's, looked at in channel_norm
     p.near = not job.given and fn_is_near(p.mean, job.var[i])
     return p
 
@@ -126,7 +126,7 @@ cdef inline fn_sums weigh(const Job *job, Py_ssize_t first, Py_ssize_t channels,
         gamma = job.gamma[first + k] if job.gamma != NULL and not job.lengths else 1
         if job.ops.itemsize == 8:
             fn_sums_weigh(&total, gamma, sums + k)
-        else:
+        else:  # sums of floats are good to a double
             total.sum += gamma * (sums[k].sum + sums[k].sum_lo)
             total.dot += gamma * (sums[k].dot + sums[k].dot_lo)
     return total

@@ -37,7 +37,7 @@ ctypedef struct Rows:
     double *mean_lo
     double *rstd
     Sizes sizes  # of gamma, in the backward
-    # One double per column, results of the backward of any rows; NULL where there is no parameter.
+    # One double per column, set by the backward, if there are rows; NULL where there is no parameter.
     double *dgamma
     double *dbeta
 

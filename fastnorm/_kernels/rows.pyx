@@ -76,11 +76,12 @@ cdef inline Columns columns_of(const Rows *job, double *memory, Py_ssize_t first
     return to
 
 
-# Rows [first, last), adding to the columns' sums, or with FN_FRESH setting them.
-cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Columns to, int fresh) noexcept nogil:
+# Rows [first, last): sets the columns' sums.
+cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Columns to) noexcept nogil:
     cdef fn_norm stat[GROUP]
     cdef fn_sums sums[GROUP]
     cdef Py_ssize_t r = first, k, rows, o
+    cdef int fresh = FN_FRESH  # for the first rows
     while r < last:
         rows = least(GROUP, last - r)
         for k in range(rows):
@@ -118,7 +119,7 @@ cdef inline Py_ssize_t rows_per_part(const Rows *job) noexcept nogil:
 
 cdef void backward_part(const Rows *job, Py_ssize_t part, double *sums) noexcept nogil:
     cdef Py_ssize_t size = rows_per_part(job)
-    backward_rows(job, part * size, least((part + 1) * size, job.rows), columns_of(job, sums, 0), FN_FRESH)
+    backward_rows(job, part * size, least((part + 1) * size, job.rows), columns_of(job, sums, 0))
 
 
 # ---- longer rows: by slots ----
@@ -266,7 +267,7 @@ cdef int rows_backward(const Rows *given) noexcept nogil:
     cdef double *sums = NULL
     copied.sizes = sizes_of(job.ops, job.gamma, job.len)
     if parts == 1 and job.ops.itemsize != 8 and job.len <= SLOT:
-        backward_rows(job, 0, job.rows, Columns(job.dgamma, job.dbeta, NULL, NULL), FN_FRESH)
+        backward_rows(job, 0, job.rows, Columns(job.dgamma, job.dbeta, NULL, NULL))
         return 0
     sums = <double *> malloc(sums_per_column(job) * parts * job.len * sizeof(double))
     if sums == NULL:

@@ -234,12 +234,12 @@ cdef inline void sum_slot(const Job *job, const Extent *e, Py_ssize_t i, Py_ssiz
     job.ops.grad_sums(job.dy + o, job.x + o, at(job.residual, o), piece, p, job.flags, out)
 
 
-cdef void sum_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
+cdef void sum_statistic(const Job *job, const Extent *e, Py_ssize_t i, const fn_norm *shared, fn_sums *sums) noexcept nogil:
     cdef Py_ssize_t j, k, first = i * e.channels % job.c
-    cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
+    cdef fn_norm p
     cdef fn_sums part
     for k in range(e.channels):
-        p = channel_norm(job, &shared, first + k)
+        p = channel_norm(job, shared, first + k)
         sum_slot(job, e, i, k, 0, &p, sums + k)
         for j in range(1, e.channel_slots):
             sum_slot(job, e, i, k, j, &p, &part)
@@ -257,7 +257,7 @@ cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_s
     cdef fn_sums total
     cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
     cdef fn_grad g
-    sum_statistic(job, e, i, sums + first)
+    sum_statistic(job, e, i, &shared, sums + first)
     total = weigh(job, channel, e.channels, sums + first)
     g = grad_of(job, i, channel, statistic_size(job), &total)
     for k in range(e.channels):
@@ -345,16 +345,21 @@ cdef void combine_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ss
     job.ops.fence()
 
 
+cdef void sum_alone(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
+    cdef fn_norm shared = shared_norm(job, i, statistic_size(job))
+    sum_statistic(job, e, i, &shared, sums)
+
+
 cdef void spans_sums(const Job *job, fn_sums *sums) noexcept nogil:
     cdef Extent e = extent_of(job)
     cdef int threads = threads_for(element_count(job))
     cdef Py_ssize_t i
     if threads == 1:
         for i in range(statistic_count(job)):
-            sum_statistic(job, &e, i, sums + i * e.channels)
+            sum_alone(job, &e, i, sums + i * e.channels)
     else:
         for i in prange(statistic_count(job), schedule="static", num_threads=threads):
-            sum_statistic(job, &e, i, sums + i * e.channels)
+            sum_alone(job, &e, i, sums + i * e.channels)
 
 
 cdef void spans_combine(const Job *job, const fn_grad *g) noexcept nogil:
