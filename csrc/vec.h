@@ -2,10 +2,10 @@
 
    A logical vector is 64 bytes on every instruction set: vf holds 16 floats, vd 8 doubles, each a struct of native
    vectors (four of SSE2 or NEON, two of AVX2, one of AVX-512; but of doubles two there as well, because Zen 4 widens floats to
-   four doubles in half a cycle and to eight in almost two). Because the logical width is fixed and every operation is
-   a single IEEE operation per lane (no reassociation, no multiply-add fused but by name), a kernel written in this vocabulary
-   gives the same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter
-   into memory traffic at the narrower levels (12 GB/s in place of 88 for a sum of squares at AVX2).
+   four doubles in half a cycle and to eight in almost two). Because the logical width is fixed and every operation is a single
+   IEEE operation per lane (no reassociation, no multiply-add fused but by name), a kernel written in this vocabulary gives the
+   same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter into memory traffic at the narrower
+   levels (12 GB/s in place of 88 for a sum of squares at AVX2).
 
    The level is chosen by the translation unit that includes this file (level_*.c): FN_LEVEL is 0 baseline (SSE2),
    2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL) + FMA, 4 NEON. Any other machine with gcc or clang takes level 0 without
@@ -131,10 +131,7 @@ FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
     FN_EACH_D(p, c.v[p] = (fn_nd)_mm256_fmadd_pd((__m256d)a.v[p], (__m256d)b.v[p], (__m256d)c.v[p]));
     return c;
 }
-#endif
-
 /* a + b as a + b·1: the same bits, on the multipliers, where additions and conversions compete for the other units. */
-#if FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE vd vd_add_beside(vd a, vd b) { return vd_add_exact(a, b, vd_hold(vd_set1(1))); }
 #else
 FN_INLINE vd vd_add_beside(vd a, vd b) { return vd_add(a, b); }
