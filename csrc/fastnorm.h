@@ -34,7 +34,7 @@ typedef struct { const double *mean, *mean_lo, *scale, *shift, *var; double numb
 typedef struct { const double *a, *b, *c; } fn_grads;
 typedef struct { double *sum, *sum_lo, *dot, *dot_lo; } fn_planes;
 
-enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8 };
+enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16 };
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
 
 /* `count` spans of `len` contiguous elements each, `stride` elements from the start of one to the start of the next. */
@@ -118,11 +118,12 @@ typedef struct {
     /* Whole rows; stat[r] receives mean and rstd (as scale). sum, when not NULL, receives x + residual. */
     void (*rows_forward)(const void *x, const void *residual, void *sum, void *y, ptrdiff_t rows, ptrdiff_t len,
                          const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags);
-    /* *out = Σg, Σg·(x - mean) with g = dy·gamma. */
-    void (*row_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t len, const fn_norm *p,
+    /* *out = Σg (0 if not centred), Σg·(x - mean) with g = dy·gamma. */
+    void (*row_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t len, const fn_norm *p, int centred,
                           fn_sums *out);
     /* dx of rows (or pieces of rows with n elements to a statistic); dgamma and, of centred rows, dbeta, when not NULL, are added
-       to, or by rows with FN_FRESH set; for float64 so is what that loses, in dgamma_lo, dbeta_lo. */
+       to, or by rows with FN_FRESH set; for float64 so is what that loses, in dgamma_lo, dbeta_lo. With FN_SINGLE there is one row,
+       and dgamma and dbeta are vectors of the parameters' type. */
     void (*rows_grad)(const void *dy, const void *x, const void *gamma, void *dx, ptrdiff_t rows, ptrdiff_t len,
                       ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                       double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo);

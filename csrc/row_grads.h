@@ -5,8 +5,8 @@
    at a time, whose dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that
    memory is busy while dx is made; left to the processor, it stops at every page. */
 
-/* Σg and Σg·(x - mean) of one row, in double as in spans.h, x - mean always first. */
-FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, W mean) {
+/* Σg and Σg·(x - mean) of one row, in double as in spans.h, x - mean always first; about zero only the second. */
+FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, W mean, int centred) {
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
     ptrdiff_t i = 0, ahead = len < 8 * LINE ? 0 : SOON; /* short rows take longer than memory does */
     for (; i <= len - LANES; i += LANES) {
@@ -21,12 +21,17 @@ FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptr
         if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, WIDE(LOAD_P_N(gamma + i, n)), xi, mean);
         else a = NAME(sums_add)(a, g, xi, mean, 0);
     }
+    if (!centred) a.sum = ACC_ZERO(); /* and so nobody adds it up */
     return a;
 }
 
-FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len, const fn_norm *p, fn_sums *out) {
-    W mean = WIDE_SET1(p->mean);
-    *out = NAME(sums_of)(gv ? NAME(row_sums)(dyv, xv, gv, len, mean) : NAME(row_sums)(dyv, xv, NULL, len, mean), p->mean_lo);
+FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len, const fn_norm *p, int centred,
+                                    fn_sums *out) {
+    W mean = WIDE_SET1(p->mean), zero = WIDE_SET1(0);
+    NAME(sums) a;
+    if (centred) a = gv ? NAME(row_sums)(dyv, xv, gv, len, mean, 1) : NAME(row_sums)(dyv, xv, NULL, len, mean, 1);
+    else a = gv ? NAME(row_sums)(dyv, xv, gv, len, zero, 0) : NAME(row_sums)(dyv, xv, NULL, len, zero, 0);
+    *out = NAME(sums_of)(a, p->mean_lo);
 }
 
 typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROWS]; } NAME(row_grads);
@@ -100,14 +105,20 @@ FN_INLINE void NAME(piece_grad)(const NAME(piece) *p, const NAME(row_grads) *q, 
 #undef FULL
 }
 
+/* A single row's gradient of parameters, as they are. */
+FN_INLINE void NAME(row_put)(const T *from, ptrdiff_t w, P *to) {
+    if (sizeof(T) == sizeof(P)) memcpy(to, from, (size_t)w * sizeof(P));
+    else for (ptrdiff_t j = 0; j < w; j++) to[j] = (P)from[j];
+}
+
 /* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
-   are added to, or with FN_FRESH set: eight rows in T, then widened. `n` is the number of elements behind each statistic: len,
+   are added to, or with FN_FRESH set: eight rows in T, then widened; or with FN_SINGLE those of the only row, in P. `n` is the number of elements behind each statistic: len,
    unless these are pieces of longer rows. */
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
                                 ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
     int whole = stride == len, stream = flags & FN_STREAM && len >= (whole ? 8 * LINE : FN_LONG), before = 0;
-    int params = dgamma || dbeta, fresh = flags & FN_FRESH;
+    int params = dgamma || dbeta, fresh = flags & FN_FRESH, single = flags & FN_SINGLE;
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
     int seamed = stream && whole && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
@@ -137,7 +148,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
                 before = 0;
                 if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, stat + r + k, sums + r + k, centred, fresh,
                                               dgamma, dbeta, dgamma_lo, dbeta_lo);
-                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, fresh, dgamma, dbeta,
+                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, fresh | single, dgamma, dbeta,
                                       dgamma_lo, dbeta_lo);
                 fresh = 0;
             }
@@ -161,7 +172,10 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
             else if (stream) BODY(1, 0, 1, 1);
             else BODY(1, 0, 1, 0);
 #undef BODY
-            for (ptrdiff_t j = 0; params && j < w; j += LANES) {
+            if (single) {
+                if (dgamma) NAME(row_put)(dg, w, (P *)dgamma + t);
+                if (dbeta && centred) NAME(row_put)(db, w, (P *)dbeta + t);
+            } else for (ptrdiff_t j = 0; params && j < w; j += LANES) {
                 ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
                 if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m, fresh);
                 if (dbeta && centred)

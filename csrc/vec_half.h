@@ -107,9 +107,17 @@ FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p
 FN_INLINE vu fn_to_bf16(vf a) {
     vu r;
 #if FN_LEVEL == 3
-    fn_nu u = (fn_nu)a.v[0], even = u + 0x7fff + (u >> 16 & 1);
+    __m512i u = (__m512i)a.v[0], down = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+    __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
     __mmask16 nan = _mm512_cmp_ps_mask((__m512)a.v[0], (__m512)a.v[0], _CMP_UNORD_Q);
-    r.v[0] = (fn_nu)_mm512_mask_or_epi32((__m512i)even, nan, (__m512i)u, _mm512_set1_epi32(0x400000));
+    __m512i even = _mm512_mask_add_epi32(down, odd, u, _mm512_set1_epi32(0x8000));
+    r.v[0] = (fn_nu)_mm512_mask_or_epi32(even, nan, u, _mm512_set1_epi32(0x400000));
+#elif FN_LEVEL == 2
+    FN_EACH(p, {
+        fn_nu u = (fn_nu)a.v[p], even = u + 0x7fff + (u >> 16 & 1);
+        __m256 nan = _mm256_cmp_ps((__m256)a.v[p], (__m256)a.v[p], _CMP_UNORD_Q);
+        r.v[p] = (fn_nu)_mm256_blendv_ps((__m256)even, (__m256)(u | 0x400000), nan);
+    });
 #else
     FN_EACH(p, {
         fn_nu u = (fn_nu)a.v[p], nan = (fn_nu)(a.v[p] != a.v[p]);

@@ -31,7 +31,7 @@ cdef extern from "fastnorm.h" nogil:
         double *dot_lo
     ctypedef struct fn_spans:
         Py_ssize_t len, count, stride
-    enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH
+    enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH, FN_SINGLE
     enum: FN_F32, FN_F64, FN_F16, FN_BF16
     enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_NEON, FN_LEVELS
     ctypedef struct fn_channel_ops:
@@ -80,7 +80,7 @@ cdef extern from "fastnorm.h" nogil:
                        int centred, int flags, Py_ssize_t ahead) noexcept nogil
         void rows_forward(const void *x, const void *residual, void *sum, void *y, Py_ssize_t rows, Py_ssize_t len,
                           const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags) noexcept nogil
-        void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p,
+        void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p, int centred,
                            fn_sums *out) noexcept nogil
         void rows_grad(const void *dy, const void *x, const void *gamma, void *dx, Py_ssize_t rows, Py_ssize_t len,
                        Py_ssize_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,

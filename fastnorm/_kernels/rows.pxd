@@ -29,7 +29,7 @@ ctypedef struct Rows:
     char *y  # dx in the backward
     const char *gamma  # of the arithmetic type, or NULL
     const char *beta
-    Py_ssize_t gamma_size  # bytes of one parameter
+    const fn_ops *parameters  # for vectors of that type
     double eps
     int centred, flags
     # One double per row; NULL in a forward that no backward follows.
@@ -37,9 +37,9 @@ ctypedef struct Rows:
     double *mean_lo
     double *rstd
     Sizes sizes  # of gamma, in the backward
-    # One double per column, set by the backward, if there are rows; NULL where there is no parameter.
-    double *dgamma
-    double *dbeta
+    # Of gamma's type, set by the backward, if there are rows; NULL where there is no parameter.
+    char *dgamma
+    char *dbeta
 
 cdef int rows_forward(const Rows *job) noexcept nogil
 cdef int rows_backward(const Rows *job) noexcept nogil

@@ -10,9 +10,10 @@ Backward:  with g = dy·gamma, dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n); dga
 from cython.parallel cimport prange
 from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
 
-from fastnorm._kernels.c cimport FN_FRESH, fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_sums, fn_sums_add
+from fastnorm._kernels.c cimport (
+    FN_FRESH, FN_SINGLE, fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_sums, fn_sums_add,
+)
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport at, ceil_div, least
 
@@ -55,7 +56,7 @@ cdef void forward_chunk(const Rows *job, Py_ssize_t chunk) noexcept nogil:
 
 
 # Sums over rows for each column: dgamma and dbeta (NULL where there is no parameter), and for float64 what they lost, side by
-# side in `memory`.
+# side in `memory`. A single row's are the results themselves.
 ctypedef struct Columns:
     double *dgamma
     double *dbeta
@@ -67,8 +68,20 @@ cdef inline Py_ssize_t sums_per_column(const Rows *job) noexcept nogil:
     return 4 if job.ops.itemsize == 8 else 2
 
 
+cdef inline bint is_single(const Rows *job) noexcept nogil:
+    return job.rows == 1
+
+
+# How the first rows' columns are written.
+cdef inline int fresh(const Rows *job) noexcept nogil:
+    return FN_FRESH | (FN_SINGLE if is_single(job) else 0)
+
+
 cdef inline Columns columns_of(const Rows *job, double *memory, Py_ssize_t first) noexcept nogil:
     cdef Columns to
+    cdef Py_ssize_t o = first * job.parameters.itemsize
+    if is_single(job):
+        return Columns(<double *> at(job.dgamma, o), <double *> at(job.dbeta, o), NULL, NULL)
     to.dgamma = memory + first if job.dgamma != NULL else NULL
     to.dbeta = memory + job.len + first if job.dbeta != NULL else NULL
     to.dgamma_lo = memory + 2 * job.len + first if job.ops.itemsize == 8 else NULL
@@ -81,22 +94,22 @@ cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Colu
     cdef fn_norm stat[GROUP]
     cdef fn_sums sums[GROUP]
     cdef Py_ssize_t r = first, k, rows, o
-    cdef int fresh = FN_FRESH  # for the first rows
+    cdef int flags = job.flags | fresh(job)
     while r < last:
         rows = least(GROUP, last - r)
         for k in range(rows):
             o = (r + k) * job.len * job.ops.itemsize
             stat[k] = norm_of(job, r + k)
-            job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, sums + k)
+            job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, job.centred, sums + k)
         o = r * job.len * job.ops.itemsize
         job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, sums,
-                          job.centred, job.flags | fresh, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
+                          job.centred, flags, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
         r += rows
-        fresh = 0
+        flags = job.flags
 
 
-# to = the sums of all parts, in order.
-cdef void add_parts(const Rows *job, const double *sums, Py_ssize_t parts, double *to) noexcept nogil:
+# to = the sums of all parts, in order; the first part's are added to.
+cdef void add_parts(const Rows *job, double *sums, Py_ssize_t parts, char *to) noexcept nogil:
     cdef Py_ssize_t j, part, step = sums_per_column(job) * job.len
     cdef fn_dd total, more
     if job.ops.itemsize == 8:
@@ -105,11 +118,11 @@ cdef void add_parts(const Rows *job, const double *sums, Py_ssize_t parts, doubl
             for part in range(parts):
                 more.hi, more.lo = sums[part * step + j], sums[part * step + 2 * job.len + j]
                 total = fn_dd_add(total, more)
-            to[j] = total.hi + total.lo
+            sums[j] = total.hi + total.lo
     else:
-        memset(to, 0, job.len * sizeof(double))
-        for part in range(parts):
-            job.ops.channels.collapse(to, sums + part * step, job.len, to)
+        for part in range(1, parts):
+            job.ops.channels.collapse(sums, sums + part * step, job.len, sums)
+    job.parameters.put(sums, job.len, to, job.parameters.itemsize)
 
 
 cdef inline Py_ssize_t rows_per_part(const Rows *job) noexcept nogil:
@@ -157,7 +170,7 @@ cdef void normalize_slot(const Rows *job, Py_ssize_t u, const fn_norm *p) noexce
     cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
     cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
     job.ops.row_apply((<const char *> job.sum if job.residual != NULL else job.x) + o, job.y + o, slot_size(job, slot),
-                      at(job.gamma, column * job.gamma_size), at(job.beta, column * job.gamma_size), p, job.centred,
+                      at(job.gamma, column * job.parameters.itemsize), at(job.beta, column * job.parameters.itemsize), p, job.centred,
                       job.flags, 0)
 
 
@@ -201,15 +214,16 @@ cdef void sum_slot(const Rows *job, Py_ssize_t u, fn_sums *sums) noexcept nogil:
     cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
     cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
     cdef fn_norm p = norm_of(job, u // slots)
-    job.ops.row_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.gamma_size), slot_size(job, slot), &p, sums)
+    job.ops.row_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.parameters.itemsize), slot_size(job, slot), &p, job.centred,
+                          sums)
 
 
 # One slot of columns through all rows.
 cdef void differentiate_slot(const Rows *job, Py_ssize_t slot, const fn_norm *stat, const fn_sums *sums, double *memory) noexcept nogil:
     cdef Py_ssize_t column = slot * SLOT, o = column * job.ops.itemsize
     cdef Columns to = columns_of(job, memory, column)
-    job.ops.rows_grad(job.dy + o, job.x + o, at(job.gamma, column * job.gamma_size), job.y + o, job.rows,
-                      slot_size(job, slot), job.len, <double> job.len, stat, sums, job.centred, job.flags | FN_FRESH, to.dgamma, to.dbeta,
+    job.ops.rows_grad(job.dy + o, job.x + o, at(job.gamma, column * job.parameters.itemsize), job.y + o, job.rows,
+                      slot_size(job, slot), job.len, <double> job.len, stat, sums, job.centred, job.flags | fresh(job), to.dgamma, to.dbeta,
                       to.dgamma_lo, to.dbeta_lo)
 
 
@@ -266,12 +280,10 @@ cdef int rows_backward(const Rows *given) noexcept nogil:
     cdef Py_ssize_t parts = 1 if job.len > SLOT else ceil_div(job.rows, rows_per_part(job)), part
     cdef double *sums = NULL
     copied.sizes = sizes_of(job.ops, job.gamma, job.len)
-    if parts == 1 and job.ops.itemsize != 8 and job.len <= SLOT:
-        backward_rows(job, 0, job.rows, Columns(job.dgamma, job.dbeta, NULL, NULL))
-        return 0
-    sums = <double *> malloc(sums_per_column(job) * parts * job.len * sizeof(double))
-    if sums == NULL:
-        return -1
+    if not is_single(job):
+        sums = <double *> malloc(sums_per_column(job) * parts * job.len * sizeof(double))
+        if sums == NULL:
+            return -1
     if job.len > SLOT:
         failed = long_backward(job, threads, sums)
     else:
@@ -281,6 +293,8 @@ cdef int rows_backward(const Rows *given) noexcept nogil:
         else:
             for part in prange(parts, schedule="static", num_threads=threads):
                 backward_part(job, part, sums + sums_per_column(job) * part * job.len)
+    if sums == NULL:
+        return failed
     if not failed and job.dgamma != NULL:
         add_parts(job, sums, parts, job.dgamma)
     if not failed and job.dbeta != NULL:

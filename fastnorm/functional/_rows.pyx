@@ -2,12 +2,11 @@
 cimport numpy as cnp
 import numpy as np
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
 
 from fastnorm._kernels.c cimport FN_F32, FN_F64, FN_STREAM
 from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.rows cimport rows_backward, rows_forward
-from fastnorm.functional._check cimport apart, dtype_of, eps_of, like, named, output, parameter_dtype, vector
+from fastnorm.functional._check cimport apart, dtype_of, eps_of, like, named, output, parameter_dtype
 from fastnorm._types import NormGrads, ResidualNormGrads
 
 cnp.import_array()
@@ -93,7 +92,7 @@ cdef tuple forward(str op, object x, object normalized_shape, object weight, obj
     job.centred = centred
     job.len = len_
     job.rows = size // len_ if len_ > 0 else 0
-    job.gamma_size = 8 if ctx.dtype == FN_F64 else 4
+    job.parameters = ops_for(FN_F64 if ctx.dtype == FN_F64 else FN_F32)
     ctx.lead = x.shape[:cnp.PyArray_NDIM(x) - len(shape)] if size > 0 else (0,)
     if weight is not None:
         ctx._gamma = row_parameter(weight, "weight", shape, ctx.dtype)
@@ -138,11 +137,16 @@ cdef tuple forward(str op, object x, object normalized_shape, object weight, obj
     return y, ctx
 
 
-# The gradient of a parameter, or None where there is none.
-cdef object like_parameter(cnp.ndarray p, const double *sums, const Rows *job, int dtype):
-    if p is None:
+# Room for the gradient of a parameter as a vector, or None where there is none.
+cdef cnp.ndarray gradient_of(cnp.ndarray parameter, const Rows *job, int dtype):
+    cdef cnp.npy_intp size = job.len
+    if parameter is None:
         return None
-    return vector(sums, job.len, dtype) if cnp.PyArray_NDIM(p) == 1 else vector(sums, job.len, dtype).reshape((<object> p).shape)
+    return cnp.PyArray_SimpleNew(1, &size, cnp.NPY_FLOAT64 if dtype == FN_F64 else cnp.NPY_FLOAT32)
+
+
+cdef inline object in_shape(cnp.ndarray gradient, cnp.ndarray parameter):
+    return gradient if gradient is None or cnp.PyArray_NDIM(parameter) == 1 else gradient.reshape((<object> parameter).shape)
 
 
 cdef object backward(RowsContext ctx, object dy, object out):
@@ -155,31 +159,25 @@ cdef object backward(RowsContext ctx, object dy, object out):
         apart(out, ctx.weight, "weight", False)
         apart(out, dy, "dy", True)
     dx = output(out, ctx.x, ctx._x, ctx.dtype)
-    cdef Py_ssize_t behind = job.len if ctx._gamma is not None else 0  # dbias lies behind dweight
-    cdef Py_ssize_t count = behind + (job.len if ctx._beta is not None else 0)
-    cdef double *sums = <double *> malloc((count + 1) * sizeof(double))
-    if sums == NULL:
-        raise MemoryError(f"{ctx.op}: no memory for the gradients")
-    try:
-        if ctx._gamma is not None:
-            job.dgamma = sums
-        if ctx._beta is not None:
-            job.dbeta = sums + behind
-        job.x = <const char *> cnp.PyArray_DATA(ctx._x)
-        job.dy = <const char *> cnp.PyArray_DATA(g)
-        job.y = <char *> cnp.PyArray_DATA(dx)
-        job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(dx)) else 0
-        if job.rows > 0:
-            with nogil:
-                failed = rows_backward(&job)
-            if failed:
-                raise MemoryError(f"{ctx.op}: no memory for partial results")
-        else:
-            memset(sums, 0, count * sizeof(double))
-        dweight = like_parameter(ctx._gamma, sums, &job, ctx.dtype)
-        dbias = like_parameter(ctx._beta, sums + behind, &job, ctx.dtype)
-    finally:
-        free(sums)
+    cdef cnp.ndarray dgamma = gradient_of(ctx._gamma, &job, ctx.dtype), dbeta = gradient_of(ctx._beta, &job, ctx.dtype)
+    if dgamma is not None:
+        job.dgamma = <char *> cnp.PyArray_DATA(dgamma)
+    if dbeta is not None:
+        job.dbeta = <char *> cnp.PyArray_DATA(dbeta)
+    job.x = <const char *> cnp.PyArray_DATA(ctx._x)
+    job.dy = <const char *> cnp.PyArray_DATA(g)
+    job.y = <char *> cnp.PyArray_DATA(dx)
+    job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(dx)) else 0
+    if job.rows > 0:
+        with nogil:
+            failed = rows_backward(&job)
+        if failed:
+            raise MemoryError(f"{ctx.op}: no memory for partial results")
+    else:
+        for gradient in (dgamma, dbeta):
+            if gradient is not None:
+                gradient[...] = 0
+    dweight, dbias = in_shape(dgamma, ctx._gamma), in_shape(dbeta, ctx._beta)
     if out is not None and out is not dx:
         np.copyto(out, dx)
         dx = out
