@@ -22,6 +22,9 @@ typedef struct { double n, sum, sum_lo, mean, mean_lo, m2; } fn_moments;
    overflow or lose everything to underflow (fn_needs_wide); `near` tells grad_sums that the mean is near zero (fn_is_near). */
 typedef struct { double mean, mean_lo, scale, shift; int wide, near; } fn_norm;
 
+/* `count` channels one after the other, `len` elements each; gamma and beta may be NULL: 1 and 0. */
+typedef struct { const double *gamma, *beta; ptrdiff_t count, len; } fn_channels;
+
 /* Σg and Σg·(x - mean), each hi + lo. */
 typedef struct { double sum, sum_lo, dot, dot_lo; } fn_sums;
 
@@ -94,6 +97,13 @@ typedef struct {
     int (*grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
                       const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead, const fn_norm *before,
                       const fn_grad *g_before);
+
+    /* ---- the same for neighbouring channels under one statistic (`shared`, whose scale is rstd), neither streamed nor with a
+       residual: group norm. Of dx's numbers a is each channel's own. ---- */
+    void (*group_affine)(const void *x, void *y, const fn_channels *c, const fn_norm *shared, int flags, ptrdiff_t ahead);
+    void (*group_grad_sums)(const void *dy, const void *x, const fn_channels *c, const fn_norm *shared, int flags, fn_sums *out);
+    void (*group_grad_apply)(const void *dy, const void *x, void *dx, const fn_channels *c, const fn_norm *shared, const fn_grad *g,
+                             int flags, ptrdiff_t ahead);
 
     /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
 

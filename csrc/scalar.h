@@ -68,4 +68,13 @@ FN_INLINE int fn_needs_wide(double mean, double m2, double scale) {
     return !(fn_is_plain(scale) & fn_within(mean, -90, 125) & (m2 <= 0x1p250));
 }
 
+/* Channel k's y = (x - mean)·(gamma·rstd) + beta, given what the channels share: their scale is rstd. */
+FN_INLINE fn_norm fn_channel_norm(const fn_norm *shared, const fn_channels *c, ptrdiff_t k) {
+    fn_norm p = *shared;
+    if (c->gamma) p.scale *= c->gamma[k];
+    if (c->beta) p.shift = c->beta[k];
+    p.wide |= !fn_is_plain(p.scale);
+    return p;
+}
+
 #endif

@@ -8,6 +8,10 @@ cdef extern from "fastnorm.h" nogil:
     ctypedef struct fn_norm:
         double mean, mean_lo, scale, shift
         int wide, near
+    ctypedef struct fn_channels:
+        const double *gamma
+        const double *beta
+        Py_ssize_t count, len
     ctypedef struct fn_sums:
         double sum, sum_lo, dot, dot_lo
     ctypedef struct fn_grad:
@@ -64,6 +68,12 @@ cdef extern from "fastnorm.h" nogil:
         int grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
                        const fn_norm *p, const fn_grad *g, int flags, Py_ssize_t ahead, const fn_norm *before,
                        const fn_grad *g_before) noexcept nogil
+        void group_affine(const void *x, void *y, const fn_channels *c, const fn_norm *shared, int flags,
+                          Py_ssize_t ahead) noexcept nogil
+        void group_grad_sums(const void *dy, const void *x, const fn_channels *c, const fn_norm *shared, int flags,
+                             fn_sums *out) noexcept nogil
+        void group_grad_apply(const void *dy, const void *x, void *dx, const fn_channels *c, const fn_norm *shared,
+                              const fn_grad *g, int flags, Py_ssize_t ahead) noexcept nogil
         void col_sums(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, double *sum, double *sum_lo,
                       double *square) noexcept nogil
         void col_squares(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, const double *centre,
@@ -107,6 +117,7 @@ cdef extern from "scalar.h" nogil:
     void fn_sums_add(fn_sums *a, const fn_sums *b) noexcept
     void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) noexcept
     int fn_is_plain(double a) noexcept
+    fn_norm fn_channel_norm(const fn_norm *shared, const fn_channels *c, Py_ssize_t k) noexcept
     int fn_is_near(double mean, double var) noexcept
     int fn_needs_wide(double mean, double m2, double scale) noexcept
 

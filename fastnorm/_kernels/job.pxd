@@ -3,7 +3,7 @@
 from libc.math cimport sqrt
 
 from fastnorm._kernels.c cimport (
-    fn_grad, fn_is_near, fn_is_plain, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh,
+    fn_channel_norm, fn_channels, fn_grad, fn_is_near, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh,
 )
 
 ctypedef struct Job:
@@ -85,15 +85,19 @@ cdef inline fn_norm shared_norm(const Job *job, Py_ssize_t i, double m) noexcept
     return p
 
 
+# Channels first, first + 1, ... of one statistic.
+cdef inline fn_channels channels_of(const Job *job, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    cdef fn_channels c
+    c.gamma = job.gamma + first if job.gamma != NULL else NULL
+    c.beta = job.beta + first if job.beta != NULL else NULL
+    c.count, c.len = count, job.post
+    return c
+
+
 # y = (x - mean)·(gamma·rstd) + beta, for channel k.
 cdef inline fn_norm channel_norm(const Job *job, const fn_norm *shared, Py_ssize_t k) noexcept nogil:
-    cdef fn_norm p = shared[0]
-    if job.gamma != NULL:
-        p.scale *= job.gamma[k]
-    if job.beta != NULL:
-        p.shift = job.beta[k]
-    p.wide |= not fn_is_plain(p.scale)
-    return p
+    cdef fn_channels all = channels_of(job, 0, job.c)
+    return fn_channel_norm(shared, &all, k)
 
 
 cdef inline fn_norm norm_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m) noexcept nogil:

@@ -10,10 +10,12 @@ never changes a bit.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport FN_LEAVE, FN_STREAM, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add
+from fastnorm._kernels.c cimport (
+    FN_LEAVE, FN_STREAM, fn_channels, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add,
+)
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport (
-    Job, at, add_parameter_gradients, ceil_div, channel_norm, element_count, finish, grad_of, least, norm_of, shared_norm,
+    Job, at, add_parameter_gradients, ceil_div, channel_norm, channels_of, element_count, finish, grad_of, least, norm_of, shared_norm,
     statistic_count, statistic_size, weigh,
 )
 
@@ -75,6 +77,11 @@ cdef inline Extent extent_of(const Job *job) noexcept nogil:
 cdef inline Py_ssize_t ahead_of(const Job *job, const Extent *e, Py_ssize_t arrays) noexcept nogil:
     cdef Py_ssize_t size = arrays * e.all.len * e.all.count * job.ops.itemsize
     return e.step if job.given or size <= NEAR_BYTES else 0
+
+
+# Whether the channels of a statistic are done in one call.
+cdef inline bint in_one_call(const Job *job, const Extent *e) noexcept nogil:
+    return e.channels > 1 and e.channel_slots == 1 and job.residual == NULL and not job.flags & FN_STREAM
 
 
 # Enough statistics to give every thread whole ones.
@@ -163,8 +170,12 @@ cdef int spans_moments(const Job *job, fn_moments *out) noexcept nogil:
 # ---- forward ----
 
 cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i, Before *b, bint more) noexcept nogil:
-    cdef Py_ssize_t k, first = i * e.channels % job.c, ahead = ahead_of(job, e, 1), o
+    cdef Py_ssize_t k, first = i * e.channels % job.c, ahead = ahead_of(job, e, 1), o = i * e.step * job.ops.itemsize
     cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
+    cdef fn_channels channels = channels_of(job, first, e.channels)
+    if in_one_call(job, e):
+        job.ops.group_affine(job.x + o, job.y + o, &channels, &shared, job.flags, ahead)
+        return
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = channel_norm(job, &shared, first + k)
@@ -235,9 +246,13 @@ cdef inline void sum_slot(const Job *job, const Extent *e, Py_ssize_t i, Py_ssiz
 
 
 cdef void sum_statistic(const Job *job, const Extent *e, Py_ssize_t i, const fn_norm *shared, fn_sums *sums) noexcept nogil:
-    cdef Py_ssize_t j, k, first = i * e.channels % job.c
+    cdef Py_ssize_t j, k, first = i * e.channels % job.c, o = i * e.step * job.ops.itemsize
     cdef fn_norm p
     cdef fn_sums part
+    cdef fn_channels channels = channels_of(job, first, e.channels)
+    if in_one_call(job, e):
+        job.ops.group_grad_sums(job.dy + o, job.x + o, &channels, shared, job.flags, sums)
+        return
     for k in range(e.channels):
         p = channel_norm(job, shared, first + k)
         sum_slot(job, e, i, k, 0, &p, sums + k)
@@ -253,13 +268,18 @@ cdef void sum_nth_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_sums *o
 
 
 cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums, Before *b, bint more) noexcept nogil:
-    cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c, ahead = ahead_of(job, e, 2), o
+    cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c, ahead = ahead_of(job, e, 2)
+    cdef Py_ssize_t o = i * e.step * job.ops.itemsize
     cdef fn_sums total
     cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
     cdef fn_grad g
+    cdef fn_channels channels = channels_of(job, channel, e.channels)
     sum_statistic(job, e, i, &shared, sums + first)
     total = weigh(job, channel, e.channels, sums + first)
     g = grad_of(job, i, channel, statistic_size(job), &total)
+    if in_one_call(job, e):
+        job.ops.group_grad_apply(job.dy + o, job.x + o, job.y + o, &channels, &shared, &g, job.flags, ahead)
+        return
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = channel_norm(job, &shared, channel + k)

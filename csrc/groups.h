@@ -1,0 +1,71 @@
+/* Neighbouring channels under one statistic, each a single span: group norm. The loops of spans.h in one call for all of them,
+   because a call per channel would cost as much as some fifty elements.
+
+   Included once per (storage S, arithmetic T). */
+
+#define ONE_SPAN(len) ((fn_spans){len, 1, 0})
+
+FN_OUTLINE void NAME(group_affine)(const void *xv, void *yv, const fn_channels *c, const fn_norm *shared, int flags,
+                                   ptrdiff_t ahead) {
+    const S *x = xv;
+    S *y = yv;
+    NAME(affine_v) v = NAME(split)(shared);
+    for (ptrdiff_t k = 0; k < c->count; k++, x += c->len, y += c->len) {
+        fn_norm p = fn_channel_norm(shared, c, k);
+#ifdef WIDER
+        if (FN_UNLIKELY(p.wide)) { WIDER(affine)(x, NULL, y, ONE_SPAN(c->len), &p, flags, ahead, NULL); continue; }
+#endif
+        v.scale = SET1((T)p.scale);
+        v.shift = SET1((T)p.shift);
+        if (flags & FN_RELU) NAME(affine_body)(x, NULL, y, c->len, v, NULL, 0, 0, 1, 0, ahead);
+        else NAME(affine_body)(x, NULL, y, c->len, v, NULL, 0, 0, 0, 0, ahead);
+    }
+}
+
+FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_channels *c, const fn_norm *shared, int flags,
+                                      fn_sums *out) {
+    const S *dy = dyv, *x = xv;
+    int near = EXACT_SQUARES && shared->near;
+    double rest = near ? shared->mean + shared->mean_lo : shared->mean_lo;
+    ptrdiff_t ahead = c->len > ITSELF ? 0 : SOON;
+    W mean = WIDE_SET1(shared->mean);
+    NAME(affine_v) v = NAME(split)(shared);
+    for (ptrdiff_t k = 0; k < c->count; k++, x += c->len, dy += c->len) {
+        fn_norm p = fn_channel_norm(shared, c, k);
+#ifdef WIDER
+        if (FN_UNLIKELY(p.wide)) { WIDER(grad_sums)(dy, x, NULL, ONE_SPAN(c->len), &p, flags, out + k); continue; }
+#endif
+        NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
+#define BODY(near, relu) a = NAME(grad_sums_body)(a, dy, x, NULL, c->len, v, mean, near, 0, relu, ahead)
+        if (flags & FN_RELU) {
+            v.scale = SET1((T)p.scale);
+            v.shift = SET1((T)p.shift);
+            if (near) BODY(EXACT_SQUARES, 1); else BODY(0, 1);
+        } else if (near) BODY(EXACT_SQUARES, 0);
+        else BODY(0, 0);
+#undef BODY
+        out[k] = NAME(sums_of)(a, rest);
+    }
+}
+
+FN_OUTLINE void NAME(group_grad_apply)(const void *dyv, const void *xv, void *dxv, const fn_channels *c, const fn_norm *shared,
+                                       const fn_grad *g, int flags, ptrdiff_t ahead) {
+    const S *dy = dyv, *x = xv;
+    S *dx = dxv;
+    NAME(grad_v) q = NAME(split_grad)(shared, g);
+    for (ptrdiff_t k = 0; k < c->count; k++, x += c->len, dy += c->len, dx += c->len) {
+        fn_norm p = fn_channel_norm(shared, c, k);
+#ifdef WIDER
+        if (FN_UNLIKELY(p.wide || !fn_are_safe(p.scale, g->b, g->c))) {
+            fn_grad own = {p.scale, g->b, g->c};
+            WIDER(grad_apply)(dy, x, NULL, dx, NULL, ONE_SPAN(c->len), &p, &own, flags, ahead, NULL, NULL);
+            continue;
+        }
+#endif
+        q.a = q.v.scale = SET1((T)p.scale);
+        q.v.shift = SET1((T)p.shift);
+        if (flags & FN_RELU) NAME(grad_apply_body)(dy, x, NULL, dx, NULL, c->len, q, NULL, 0, 0, 1, 0, ahead);
+        else NAME(grad_apply_body)(dy, x, NULL, dx, NULL, c->len, q, NULL, 0, 0, 0, 0, ahead);
+    }
+}
+#undef ONE_SPAN
