@@ -142,11 +142,13 @@ cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py
     cdef fn_sums total, one
     for g in range(groups):
         for c in range(g * channels, (g + 1) * channels):
-            total.sum = total.sum_lo = total.dot = total.dot_lo = 0
             for n in range(samples):
                 one = sums[n * job.c + c]
                 one.dot *= job.rstd[n * groups + g]
                 one.dot_lo *= job.rstd[n * groups + g]
-                fn_sums_add(&total, &one)
+                if n == 0:
+                    total = one
+                else:
+                    fn_sums_add(&total, &one)
             job.dgamma[c] = total.dot + total.dot_lo
             job.dbeta[c] = total.sum + total.sum_lo
