@@ -58,10 +58,11 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
         fn_planes end = {to.sum + t, to.sum_lo + t, to.dot + t, to.dot_lo + t}, q = {room[0], room[1], room[2], room[3]};
         if (m == 1) q = end;
-        NAME(col_split)(p, t, w, post, m, 0, &v);
         int near = EXACT_SQUARES && fn_are_near(p, first, channels);
+        if (GENERIC || relu || !near) NAME(col_split)(p, t, w, post, m, 0, &v); /* or else nobody looks at it */
         if (near) memset(centre, 0, (size_t)(w + LANES) * sizeof(T)); else NAME(col_centres)(p, t, w, post, m, v.hi, centre);
-        for (ptrdiff_t j = 0; j < m * w; j++) q.sum[j] = q.sum_lo[j] = q.dot[j] = q.dot_lo[j] = 0;
+        double *const sums[] = {q.sum, q.sum_lo, q.dot, q.dot_lo};
+        for (int i = 0; i < 4; i++) memset(sums[i], 0, (size_t)(m * w) * sizeof(double));
 #define BODY(r, near, has_res, relu)                                                                                     \
     EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v,   \
                                               centre, near, has_res, relu, q))

@@ -78,7 +78,8 @@ FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, 
         ptrdiff_t w = width - t < piece ? width - t : piece;
         double room[3 * FN_TILE];
         double *s = m > 1 ? room : sum + t, *lo = m > 1 ? room + FN_TILE : sum_lo + t, *q = m > 1 ? room + 2 * FN_TILE : square + t;
-        for (ptrdiff_t j = 0; j < m * w; j++) s[j] = lo[j] = q[j] = 0;
+        double *const sums[] = {s, lo, q};
+        for (int i = 0; i < 3; i++) memset(sums[i], 0, (size_t)(m * w) * sizeof(double));
         EACH_ABREAST(m, rows, NAME(col_look_add)(x + t + done * stride, height, a * w, a * stride, s, lo, q))
         if (m > 1) {
             fn_fold(s, lo, w, m, sum + t, sum_lo + t);
