@@ -243,9 +243,7 @@ static void rows(data_t *d, int level, const char *dtype) {
             eat_storage(d, d->y);
             eat_storage(d, d->z);
             const void *x = sum ? d->z : d->x;
-            for (int r = 0; r < ROWS; r++)
-                o->row_grad_sums((char *)d->dy + r * len * o->itemsize, (const char *)x + r * len * o->itemsize, d->gamma, len,
-                                 stat + r, centred, sums + r);
+            o->rows_grad_sums(d->dy, x, d->gamma, ROWS, len, len, stat, centred, sums);
             o->rows_grad(d->dy, x, d->gamma, d->y, ROWS, len, len, (double)len, stat, sums, centred, len % 4 ? FN_STREAM : 0, dgamma, dbeta,
                          dgamma + 2 * WIDTH, dgamma + 3 * WIDTH);
             eat_doubles(&sums->sum, 4 * ROWS);

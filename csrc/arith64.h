@@ -42,5 +42,6 @@
 #define EXP_TERMS 12
 #define exp_terms fn_exp_terms64
 #define COLUMNS_AT_ONCE (FN_NATIVE_D / 16) /* their gamma, dgamma and dbeta in twelve registers */
+#define ROWS_AT_ONCE 1
 #define PUT8 vd_store /* eight doubles, rounded to the type of arithmetic */
 #define GET8 vd_load

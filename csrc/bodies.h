@@ -25,6 +25,7 @@
 #undef EACH_IN_ROW
 #undef EACH_IN_ROW_BY
 #undef COLUMNS_AT_ONCE
+#undef ROWS_AT_ONCE
 #undef EACH_IN_RUN
 #undef NEXT
 #undef ROOM

@@ -5,33 +5,55 @@
    at a time, whose dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that
    memory is busy while dx is made; left to the processor, it stops at every page. */
 
-/* Σg and Σg·(x - mean) of one row, in double as in spans.h, x - mean always first; about zero only the second. */
-FN_INLINE NAME(sums) NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, W mean, int centred) {
-    NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
+/* The statement for the first row, or for two. */
+#define EACH_ROW(count, k, ...) do { FN_WITH(0, k, __VA_ARGS__) if ((count) > 1) FN_WITH(1, k, __VA_ARGS__) } while (0)
+
+/* Σg and Σg·(x - mean) of `count` rows, in double as in spans.h, x - mean always first; about zero only the second. */
+FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, ptrdiff_t stride, const fn_norm *p, int count,
+                              int centred, fn_sums *out) {
     ptrdiff_t i = 0, ahead = len < 8 * LINE ? 0 : SOON; /* short rows take longer than memory does */
+    W mean[ROWS_AT_ONCE];
+    NAME(sums) a[ROWS_AT_ONCE];
+    EACH_ROW(count, k, mean[k] = WIDE_SET1(centred ? p[k].mean : 0); a[k].sum = ACC_ZERO(); a[k].dot = ACC_ZERO());
+#define ONE(k, g, xi)                                                                                                    \
+    do {                                                                                                                 \
+        if (gamma) ACC_WEIGHTED(&a[k].sum, &a[k].dot, g, weight, xi, mean[k]);                                           \
+        else a[k] = NAME(sums_add)(a[k], g, xi, mean[k], 0);                                                             \
+    } while (0)
     for (; i <= len - LANES; i += LANES) {
-        fn_prefetch(x + i + ahead);
-        fn_prefetch(dy + i + ahead);
-        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, WIDE_AT(dy + i), WIDE_P(gamma + i), WIDE_AT(x + i), mean);
-        else a = NAME(sums_add)(a, WIDE_AT(dy + i), WIDE_AT(x + i), mean, 0);
+        W weight = gamma ? WIDE_P(gamma + i) : mean[0];
+        EACH_ROW(count, k, {
+            const S *xk = x + k * stride + i, *dyk = dy + k * stride + i;
+            fn_prefetch(xk + ahead);
+            fn_prefetch(dyk + ahead);
+            ONE(k, WIDE_AT(dyk), WIDE_AT(xk));
+        });
     }
     if (i < len) {
         ptrdiff_t n = len - i;
-        W g = WIDE(LOAD_N(dy + i, n)), xi = WIDE(LOAD_N(x + i, n));
-        if (gamma) ACC_WEIGHTED(&a.sum, &a.dot, g, WIDE(LOAD_P_N(gamma + i, n)), xi, mean);
-        else a = NAME(sums_add)(a, g, xi, mean, 0);
+        W weight = gamma ? WIDE(LOAD_P_N(gamma + i, n)) : mean[0];
+        EACH_ROW(count, k, ONE(k, WIDE(LOAD_N(dy + k * stride + i, n)), WIDE(LOAD_N(x + k * stride + i, n))));
     }
-    if (!centred) a.sum = ACC_ZERO(); /* and so nobody adds it up */
-    return a;
+#undef ONE
+    EACH_ROW(count, k, {
+        if (!centred) a[k].sum = ACC_ZERO(); /* and so nobody adds it up */
+        out[k] = NAME(sums_of)(a[k], p[k].mean_lo);
+    });
 }
 
-FN_OUTLINE void NAME(row_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t len, const fn_norm *p, int centred,
-                                    fn_sums *out) {
-    W mean = WIDE_SET1(p->mean), zero = WIDE_SET1(0);
-    NAME(sums) a;
-    if (centred) a = gv ? NAME(row_sums)(dyv, xv, gv, len, mean, 1) : NAME(row_sums)(dyv, xv, NULL, len, mean, 1);
-    else a = gv ? NAME(row_sums)(dyv, xv, gv, len, zero, 0) : NAME(row_sums)(dyv, xv, NULL, len, zero, 0);
-    *out = NAME(sums_of)(a, p->mean_lo);
+/* The same of any number of rows; short ones several at once, which share what gamma takes. */
+FN_OUTLINE void NAME(rows_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
+                                     const fn_norm *stat, int centred, fn_sums *out) {
+    for (ptrdiff_t r = 0, count; r < rows; r += count) {
+        const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
+        count = !GENERIC && len <= SOON && r + ROWS_AT_ONCE <= rows ? ROWS_AT_ONCE : 1;
+#define BODY(gamma, count, centred) NAME(row_sums)(dy, x, gamma, len, stride, stat + r, count, centred, out + r)
+        if (GENERIC || !gv) { if (centred) BODY(gv, 1, 1); else BODY(gv, 1, 0); count = 1; }
+        else if (centred) { if (count > 1) BODY(gv, ROWS_AT_ONCE, 1); else BODY(gv, 1, 1); }
+        else if (count > 1) BODY(gv, ROWS_AT_ONCE, 0);
+        else BODY(gv, 1, 0);
+#undef BODY
+    }
 }
 
 typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROWS]; } NAME(row_grads);
@@ -40,6 +62,29 @@ typedef struct { V hi, lo, rstd, b, c; } NAME(row_v);
 FN_INLINE NAME(row_v) NAME(row_at)(const NAME(row_grads) *q, ptrdiff_t r) {
     NAME(row_v) v = {SET1(q->hi[r]), SET1(q->lo[r]), SET1(q->rstd[r]), SET1(q->b[r]), SET1(q->c[r])};
     return v;
+}
+
+/* dx's numbers of at most eight rows, in vectors; can T hold them? */
+FN_INLINE int NAME(row_numbers)(const fn_norm *stat, const fn_sums *sums, ptrdiff_t rows, double number, NAME(row_grads) *q) {
+    fn_eight v = {{0}, {0}, {0}, {0}};
+    double sum[FN_ROWS] = {0}, dot[FN_ROWS] = {0};
+    int wide = 0;
+    for (ptrdiff_t k = 0; k < rows; k++) {
+        v.mean[k] = stat[k].mean;
+        v.mean_lo[k] = stat[k].mean_lo;
+        v.scale[k] = stat[k].scale;
+        sum[k] = sums[k].sum + sums[k].sum_lo;
+        dot[k] = sums[k].dot + sums[k].dot_lo;
+        wide |= stat[k].wide;
+    }
+    vd mean = vd_load(v.mean), scale = vd_load(v.scale), n = vd_set1(number), minus = vd_sub(vd_zero(), scale);
+    vd b = vd_mul(minus, vd_div(vd_mul(vd_load(dot), scale), n)), c = vd_div(vd_mul(minus, vd_load(sum)), n);
+    PUT8(q->hi, mean);
+    PUT8(q->lo, vd_add(vd_sub(mean, GET8(q->hi)), vd_load(v.mean_lo)));
+    PUT8(q->rstd, scale);
+    PUT8(q->b, b);
+    PUT8(q->c, c);
+    return !wide && vl_all(vl_and(vl_plain(scale), vl_and(vl_plain(b), vl_plain(c))));
 }
 
 /* dx = g·(gamma·rstd) + xhat·b + c */
@@ -128,18 +173,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
         const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
         S *dx = (S *)dxv + r * stride;
         NAME(row_grads) q;
-        int safe = 1;
-        for (ptrdiff_t k = 0; k < some; k++) {
-            const fn_norm *p = stat + r + k;
-            const fn_sums *s = sums + r + k;
-            fn_grad g = {p->scale, -p->scale * ((s->dot + s->dot_lo) * p->scale / n), -p->scale * (s->sum + s->sum_lo) / n};
-            q.hi[k] = (T)p->mean;
-            q.lo[k] = (T)((p->mean - (double)q.hi[k]) + p->mean_lo);
-            q.rstd[k] = (T)p->scale;
-            q.b[k] = (T)g.b;
-            q.c[k] = (T)g.c;
-            safe &= (p->wide == 0) & fn_are_safe(g.a, g.b, g.c);
-        }
+        int safe = NAME(row_numbers)(stat + r, sums + r, some, n, &q);
 #ifdef WIDER
         if (FN_UNLIKELY(!safe)) { /* row by row: a row's dx must not depend on its neighbours */
             for (ptrdiff_t k = 0; k < some; k++) {

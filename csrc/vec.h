@@ -223,11 +223,15 @@ FN_INLINE vl vd_within(vd a, double low, double high) {
 }
 FN_INLINE vl vd_at_most(vd a, vd limit) { vl r; FN_EACH_D(p, r.v[p] = (fn_nl)(a.v[p] <= limit.v[p])); return r; }
 FN_INLINE vl vl_and(vl a, vl b) { FN_EACH_D(p, a.v[p] &= b.v[p]); return a; }
+#if FN_LEVEL == 2 || FN_LEVEL == 3
+FN_INLINE int vl_all(vl a) { return _mm256_movemask_pd((__m256d)(a.v[0] & a.v[1])) == 15; }
+#else
 FN_INLINE int vl_all(vl a) {
     int64_t all = -1;
     FN_EACH_D(p, for (int i = 0; i < FN_NATIVE_D / 8; i++) all &= a.v[p][i]);
     return all == -1;
 }
+#endif
 
 /* ---- the integer n next to a (halves to the even one), |a| < 2^12, as c = n + FN_CARRIER32 or 64 (0 at AVX-512); p·2^n, for
    1/2 ≤ p ≤ 2, rounded once where it is subnormal ---- */

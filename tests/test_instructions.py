@@ -44,7 +44,7 @@ BOUNDS = {
     ("col_sums", "col_look_add", "col_affine"): 3.5,  # 2.8
     ("col_grad_sums", "col_grad_piece", "col_grad_apply"): 4.3,  # 3.4
     ("rows_forward", "rows_apply", "row_apply"): 3.2,  # 2.5
-    ("row_grad_sums", "rows_grad"): 6.7,  # 5.4
+    ("rows_grad_sums", "rows_grad"): 6.7,  # 5.4
     ("softmax", "exps"): 6.2,  # 5.0
     ("softmax_grad",): 3.8,  # 3.0
     ("dropout",): 17.7,  # 14.2

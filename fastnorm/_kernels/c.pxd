@@ -90,8 +90,8 @@ cdef extern from "fastnorm.h" nogil:
                        int centred, int flags, Py_ssize_t ahead) noexcept nogil
         void rows_forward(const void *x, const void *residual, void *sum, void *y, Py_ssize_t rows, Py_ssize_t len,
                           const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags) noexcept nogil
-        void row_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t len, const fn_norm *p, int centred,
-                           fn_sums *out) noexcept nogil
+        void rows_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t rows, Py_ssize_t len, Py_ssize_t stride,
+                            const fn_norm *stat, int centred, fn_sums *out) noexcept nogil
         void rows_grad(const void *dy, const void *x, const void *gamma, void *dx, Py_ssize_t rows, Py_ssize_t len,
                        Py_ssize_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                        double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) noexcept nogil

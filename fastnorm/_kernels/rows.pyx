@@ -98,10 +98,9 @@ cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Colu
     while r < last:
         rows = least(GROUP, last - r)
         for k in range(rows):
-            o = (r + k) * job.len * job.ops.itemsize
             stat[k] = norm_of(job, r + k)
-            job.ops.row_grad_sums(job.dy + o, job.x + o, job.gamma, job.len, stat + k, job.centred, sums + k)
         o = r * job.len * job.ops.itemsize
+        job.ops.rows_grad_sums(job.dy + o, job.x + o, job.gamma, rows, job.len, job.len, stat, job.centred, sums)
         job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, sums,
                           job.centred, flags, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
         r += rows
@@ -214,8 +213,8 @@ cdef void sum_slot(const Rows *job, Py_ssize_t u, fn_sums *sums) noexcept nogil:
     cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
     cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
     cdef fn_norm p = norm_of(job, u // slots)
-    job.ops.row_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.parameters.itemsize), slot_size(job, slot), &p, job.centred,
-                          sums)
+    job.ops.rows_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.parameters.itemsize), 1, slot_size(job, slot), job.len, &p,
+                           job.centred, sums)
 
 
 # One slot of columns through all rows.

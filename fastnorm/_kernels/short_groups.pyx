@@ -100,9 +100,9 @@ cdef int backward_group(const Job *job, Py_ssize_t g, const void *gamma, const v
                 job.ops.row_apply(job.x + o, y, len_, mine, at(beta, g * len_ * parameter), stat + n, 1, 0, 0)
                 job.ops.gate_row(job.dy + o, y, job.y + o, len_)
             stat[n].wide |= weighs_wide(stat[n].scale, &sizes)
-            job.ops.row_grad_sums(dy + o, job.x + o, mine, len_, stat + n, 1, row_sums + n)
         o = g * len_ * size
         sums += g * len_
+        job.ops.rows_grad_sums(dy + o, job.x + o, mine, job.n, len_, width, stat, 1, row_sums)
         job.ops.rows_grad(dy + o, job.x + o, mine, job.y + o, job.n, len_, width, <double> len_, stat, row_sums, 1,
                           job.flags & FN_STREAM, sums, sums + width, sums + 2 * width, sums + 3 * width)
     free(stat)
