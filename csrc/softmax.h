@@ -6,6 +6,7 @@
    the order): one alone is a chain of steps, each waiting for the last. Of floats below 1.3 ULP. */
 
 #define EXP_AT_ONCE 4
+#define EXP_ROOM 8192 /* elements */
 
 /* x[k] = exp(r[k])·2^n, |r| ≤ ln 2 / 2, from c = n + CARRIER. */
 FN_INLINE void NAME(exp_rest)(V *x, const V *r, const V *c, int count) {
@@ -80,6 +81,12 @@ FN_INLINE void NAME(exp_store)(const V *e, S *y, ptrdiff_t left) {
     }
 }
 
+/* The same in T; of a half type to where there is room to spare. */
+FN_INLINE void NAME(exp_keep)(const V *e, T *to, ptrdiff_t left) {
+    if (sizeof(S) >= sizeof(T)) NAME(exp_store)(e, (S *)to, left);
+    else EACH_OF(EXP_AT_ONCE, k) STORE_T(to + k * LANES, e[k]);
+}
+
 /* max of a row, NaN passed over: it comes back through the sum. */
 FN_INLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
     V m = SET1((T)-INFINITY), m1 = m, m2 = m, m3 = m; /* four, because each waits for its last */
@@ -99,9 +106,9 @@ FN_INLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
     return t[0];
 }
 
-/* Σexp(x - max); with y, exp(x - max) is left there. `fine`: every one is added in double, because a small cost is the log of 1 and a
+/* Σexp(x - max); with `to`, exp(x - max) is left there. `fine`: every one is added in double, because a small cost is the log of 1 and a
    little; otherwise four are first added in T. */
-FN_INLINE double NAME(row_exp)(const S *x, S *y, const S *soon, ptrdiff_t len, const NAME(pivot) *p, int near, int fine) {
+FN_INLINE double NAME(row_exp)(const S *x, T *to, const S *soon, ptrdiff_t len, const NAME(pivot) *p, int near, int fine) {
     ACC acc = ACC_ZERO();
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
         V e[EXP_AT_ONCE];
@@ -109,15 +116,15 @@ FN_INLINE double NAME(row_exp)(const S *x, S *y, const S *soon, ptrdiff_t len, c
         if (soon) FETCH_EDGES(soon + i, EXP_AT_ONCE * LANES);
         if (near) NAME(exp_near)(e, p, EXP_AT_ONCE); else NAME(exp_far)(e, p, EXP_AT_ONCE);
         if (len - i < EXP_AT_ONCE * LANES) NAME(exp_clear)(e, len - i);
-        if (y) NAME(exp_store)(e, y + i, len - i);
+        if (to) NAME(exp_keep)(e, to + i, len - i);
         if (fine) acc = ACC_ADD4(acc, WIDE(e[0]), WIDE(e[1]), WIDE(e[2]), WIDE(e[3]));
         else acc = ACC_ADD(acc, WIDE(ADD(ADD(e[0], e[1]), ADD(e[2], e[3]))));
     }
     fn_dd s = ACC_SUM(acc);
     return s.hi + s.lo;
 }
-FN_OUTLINE double NAME(exps)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p) {
-    return p->near ? NAME(row_exp)(x, y, NULL, len, p, 1, sizeof(T) == 8) : NAME(row_exp)(x, y, NULL, len, p, 0, 1);
+FN_OUTLINE double NAME(exps)(const S *x, T *to, ptrdiff_t len, const NAME(pivot) *p) {
+    return p->near ? NAME(row_exp)(x, to, NULL, len, p, 1, sizeof(T) == 8) : NAME(row_exp)(x, to, NULL, len, p, 0, 1);
 }
 /* What lies at `soon` (or NULL) is fetched meanwhile: the row's output, whose lines would be waited for. */
 FN_OUTLINE double NAME(exp_sum)(const S *x, const S *soon, ptrdiff_t len, const NAME(pivot) *p) {
@@ -136,7 +143,10 @@ FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pi
     }
 }
 
+/* A half type cannot hold exp(x - max). Of a row that is not too long it waits in T for its sum; of a longer one it is computed
+   again. */
 FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm) {
+    T room[sizeof(S) < sizeof(T) ? EXP_ROOM + EXP_AT_ONCE * LANES : 1];
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *x = (const S *)xv + r * len;
         S *y = (S *)yv + r * len;
@@ -153,12 +163,12 @@ FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_
                 V z = SUB(SUB(NAME(col_load)(x + i, n), hi), lo);
                 if (n < LANES) STORE_N(y + i, z, n); else STORE(y + i, z);
             }
-        } else if (sizeof(S) >= sizeof(T)) {
-            V scale = SET1((T)(1 / NAME(exps)(x, y, len, &p)));
-            for (; i <= len - LANES; i += LANES) STORE(y + i, MUL(LOAD(y + i), scale));
-            if (i < len) STORE_N(y + i, MUL(LOAD_N(y + i, len - i), scale), len - i);
-        } else /* a half type cannot hold exp(x - max): compute it again, and round once */
-            NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exp_sum)(x, y, len, &p)));
+        } else if (sizeof(S) >= sizeof(T) || len <= EXP_ROOM) {
+            T *to = sizeof(S) >= sizeof(T) ? (T *)y : room;
+            V scale = SET1((T)(1 / NAME(exps)(x, to, len, &p)));
+            for (; i <= len - LANES; i += LANES) STORE(y + i, MUL(LOAD_T(to + i), scale));
+            if (i < len) STORE_N(y + i, MUL(sizeof(S) >= sizeof(T) ? LOAD_N(y + i, len - i) : LOAD_T(to + i), scale), len - i);
+        } else NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exps)(x, NULL, len, &p)));
     }
 }
 
