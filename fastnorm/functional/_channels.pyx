@@ -5,8 +5,9 @@ Parameters and statistics are a few doubles per channel and live in one block of
 """
 cimport numpy as cnp
 import numpy as np
-from libc.math cimport NAN, sqrt
+from libc.math cimport NAN
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from fastnorm._kernels.c cimport FN_RELU, FN_STREAM
 from fastnorm._kernels.core cimport fresh, ops_for, streams
@@ -227,13 +228,12 @@ cdef double check_running(ChannelContext ctx, object running_mean, object runnin
 
 cdef int use_running(ChannelContext ctx, object running_mean, object running_var) except -1:
     """Given statistics are constants: y = (x - running_mean)·gamma/sqrt(running_var + eps) + beta."""
-    cdef Py_ssize_t i
-    ctx.job.given = 1
-    fetch(running_mean, dtype_of(running_mean, "running_mean"), ctx.job.mean)
-    fetch(running_var, dtype_of(running_var, "running_var"), ctx.job.var)
-    for i in range(ctx.job.c):
-        ctx.job.mean_lo[i] = 0
-        ctx.job.rstd[i] = 1 / sqrt(ctx.job.var[i] + ctx.job.eps)
+    cdef Job *job = &ctx.job
+    job.given = 1
+    fetch(running_mean, dtype_of(running_mean, "running_mean"), job.mean)
+    fetch(running_var, dtype_of(running_var, "running_var"), job.var)
+    memset(job.mean_lo, 0, job.c * sizeof(double))
+    job.ops.channels.finish(job.var, 1, job.eps, job.c, job.var, job.rstd)
     return 0
 
 
