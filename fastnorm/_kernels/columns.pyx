@@ -324,19 +324,21 @@ cdef void differentiate_cell_alone(const Job *job, const Matrix *a, Py_ssize_t u
     differentiate_cell(job, a, u, &s)
 
 
-# dgamma = Σ dy·xhat and dbeta = Σ dy from the sums of the channels of each sample; `numbers` has room for five per channel.
+# dgamma = Σ dy·xhat and dbeta = Σ dy from the sums of the channels of each sample, added to the first one's; `numbers` has room for
+# one per channel.
 cdef void parameter_gradients(const Job *job, const Matrix *a, fn_planes sums, double *numbers) noexcept nogil:
     cdef Py_ssize_t n, each = a.segment // job.post
-    cdef fn_planes one, total = planes_of(numbers, job.c)
-    cdef const double *rstd
-    memset(numbers, 0, 4 * job.c * sizeof(double))
-    for n in range(a.samples):
+    cdef fn_planes one
+    cdef const double *rstd = spread(job.rstd, a.statistics, each, numbers)
+    job.ops.channels.multiply(sums.dot, rstd, job.c, sums.dot)
+    job.ops.channels.multiply(sums.dot_lo, rstd, job.c, sums.dot_lo)
+    for n in range(1, a.samples):
         one = planes_from(sums, n * job.c)
-        rstd = spread(job.rstd + n * a.statistics, a.statistics, each, numbers + 4 * job.c)
-        job.ops.channels.accumulate(one.dot, one.dot_lo, rstd, job.c, total.dot, total.dot_lo)
-        job.ops.channels.accumulate(one.sum, one.sum_lo, NULL, job.c, total.sum, total.sum_lo)
-    job.ops.channels.collapse(total.dot, total.dot_lo, job.c, job.dgamma)
-    job.ops.channels.collapse(total.sum, total.sum_lo, job.c, job.dbeta)
+        rstd = spread(job.rstd + n * a.statistics, a.statistics, each, numbers)
+        job.ops.channels.accumulate(one.dot, one.dot_lo, rstd, job.c, sums.dot, sums.dot_lo)
+        job.ops.channels.accumulate(one.sum, one.sum_lo, NULL, job.c, sums.sum, sums.sum_lo)
+    job.ops.channels.collapse(sums.dot, sums.dot_lo, job.c, job.dgamma)
+    job.ops.channels.collapse(sums.sum, sums.sum_lo, job.c, job.dbeta)
 
 
 cdef int columns_backward(const Job *job) noexcept nogil:
@@ -345,7 +347,7 @@ cdef int columns_backward(const Job *job) noexcept nogil:
     cdef Py_ssize_t u, v, tiles = a.samples * a.tiles, per_channel = a.samples * job.c
     cdef bint whole_tiles = fills(threads, tiles), ok
     cdef char *memory = <char *> malloc(threads * scratch_size(&a))
-    cdef double *numbers = <double *> malloc((4 * per_channel + 5 * job.c) * sizeof(double))
+    cdef double *numbers = <double *> malloc((4 * per_channel + job.c) * sizeof(double))
     cdef double *parts = NULL
     cdef fn_planes sums = planes_of(numbers, per_channel)
     ok = memory != NULL and numbers != NULL
