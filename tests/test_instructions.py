@@ -44,14 +44,14 @@ BOUNDS = {
     ("col_sums", "col_look_add", "col_affine"): 3.5,  # 2.8
     ("col_grad_sums", "col_grad_piece", "col_grad_apply"): 4.3,  # 3.4
     ("rows_forward", "rows_apply", "row_apply"): 3.2,  # 2.5
-    ("rows_grad_sums", "rows_grad"): 6.7,  # 5.4
+    ("rows_grad_sums", "rows_grad"): 6.7,  # 5.9
     ("softmax", "exps"): 6.2,  # 5.0
     ("softmax_grad",): 3.8,  # 3.0
     ("dropout",): 17.7,  # 14.2
     ("dropout_grad",): 2.0,  # 1.6
 }
-PER_CHANNEL = 168  # 134: the loops down columns and the arithmetic on statistics, forward and backward, for 128 rows
-PER_SPAN = 455  # 364: the loops over group norm's 512 channels, forward and backward, beside the kernels
+PER_CHANNEL = 134  # 107: the loops down columns and the arithmetic on statistics, forward and backward, for 128 rows
+PER_SPAN = 735  # 588: group norm's 512 channels of 64 halves, forward and backward: their loops and what those call
 STATISTICS = set("means centre are_near finish multiply slopes accumulate collapse blend are_plain fold".split())
 
 
@@ -95,7 +95,9 @@ def test_instructions_per_channel(counts: list[tuple[int, str, str]]) -> None:
 
 
 def test_instructions_per_span(counts: list[tuple[int, str, str]]) -> None:
-    total = sum(n for n, function, file in counts if file.startswith("spans.") and "pymod" not in function)
+    own = {f"group_{kernel}_f16" for kernel in ("affine", "grad_sums", "grad_apply")}
+    loops = sum(n for n, function, file in counts if file.startswith("spans.") and "pymod" not in function)
+    total = loops + sum(n for n, function, _ in counts if function.split(".")[0] in own)
     assert 0 < total <= PER_SPAN * 512, f"{total / 512:.0f} instructions per channel"
 
 
