@@ -2,9 +2,9 @@
 
     python bench/table.py times.json [speed.png]
 
-Times are multiples of copying the array, one number for each count of threads, and beside them what the project aims at; for each peer the better of its two forms counts, as users run it and in its best
-form, and the fastest peer is named. Prints Markdown and, below it, geometric means;
-draws the forward passes on the fewest threads.
+Times are multiples of copying the array, one number for each count of threads, and beside them what the project aims at; for each
+peer the better of its two forms counts, as users run it and in its best form, and the fastest peer is named. Prints Markdown and,
+below it, geometric means; draws the forward passes on the fewest threads.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def main() -> None:
         size = math.prod(shape) * ITEMSIZE[dtype]
         print(f"| {label} | {copy * 1e3:.3g} | {' | '.join(own)} | {aim(op, size)} | {' / '.join(peers)} |")
     print()
+    fresh = [row["fresh"] for row in rows]
+    print(f"without out=: {geometric_mean(fresh):.2f} of the time with it, {max(fresh):.2f} at most")
     if len(sys.argv) > 2:
         report.plot(sys.argv[2], [row for row in rows if row["direction"] == "forward" and row["threads"] == counts[0]])
     for p in PASSES:

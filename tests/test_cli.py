@@ -153,10 +153,10 @@ def test_compare_prints_and_writes_every_figure(tmp_path: Path, capsys: pytest.C
     assert {row["threads"] for row in rows} == {1, 2}
     for row in rows:
         assert row["op"] in out
-        assert set(row["contenders"]) == {"kernel", "copy", "reference"}
+        assert set(row["contenders"]) == {"kernel", "fresh", "copy", "reference"}
         assert all(c["seconds"] > 0 for c in row["contenders"].values())
         assert row["contenders"]["copy"]["copies"] == 1
-        assert row["gb_per_s"] > 0 and row["speed_up"] > 0
+        assert row["gb_per_s"] > 0 and row["speed_up"] > 0 and row["fresh"] > 0
         assert row["error"] < 1e-4 and np.isfinite(row["error_ulp"])
     assert plot.stat().st_size > 10_000
 

@@ -1,4 +1,5 @@
-"""One row measured: kernel, reference, copy and peers in turns; peers in their best form in a second process."""
+"""One row measured: the kernel with `out=` and without (fresh), reference, copy and peers in turns; peers in their best
+form in a second process."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ def measure_row(
     contenders = {"kernel": problem.kernel(fastnorm.functional), "copy": problem.copy(threads)}
     if not best:
         contenders["reference"] = problem.kernel(reference, out=False)
+        contenders["fresh"] = problem.kernel(fastnorm.functional, out=False)
     contenders.update(peers.contenders(problem, names, threads, best=best))
     with measure.using_threads(threads):
         samples = measure.alternate(contenders, seconds, least=3)
@@ -51,6 +53,7 @@ def measure_row(
         }
     if not best:
         found["speed_up"], *found["speed_up_quartiles"] = measure.ratio(samples["reference"], samples["kernel"])
+        found["fresh"], *found["fresh_quartiles"] = measure.ratio(samples["fresh"], samples["kernel"])
     return found
 
 

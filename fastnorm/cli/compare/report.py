@@ -19,7 +19,8 @@ def print_table(console: Any, results: list[dict[str, Any]]) -> None:
     """A line per row and thread count."""
     others = sorted({name for r in results for name in _peer_multiples(r)})
     table = need("rich.table").Table(
-        title=f"fastnorm kernels; times are medians, {TIMES} copy with quartiles", title_justify="left"
+        title=f"fastnorm kernels; times are medians, {TIMES} copy with quartiles, without out= as multiples of with it",
+        title_justify="left",
     )
     for name in ("function", "shape", "pass"):
         table.add_column(name, no_wrap=True)
@@ -32,6 +33,7 @@ def print_table(console: Any, results: list[dict[str, Any]]) -> None:
         "speed-up",
         "GB/s",
         f"{TIMES} copy",
+        "no out=",
         *others,
     ):
         table.add_column(name, justify="right", no_wrap=name == f"{TIMES} copy")
@@ -52,6 +54,7 @@ def print_table(console: Any, results: list[dict[str, Any]]) -> None:
             f"{r['speed_up']:.1f}",
             f"{r['gb_per_s']:.1f}",
             f"{kernel['copies']:.2f} ({low:.2f}-{high:.2f})",
+            f"{r['fresh']:.2f}",
             *(f"{peer[name]:.2f}" if name in peer else "-" for name in others),
         )
     if not console.is_terminal:
