@@ -17,6 +17,8 @@
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 #define EACH_OF(count, k) _Pragma("GCC unroll 4") for (int k = 0; k < (count); k++)
+/* The statement for the first row, or for two, k being a constant (FN_WITH says why). */
+#define EACH_ROW(count, k, ...) do { FN_WITH(0, k, __VA_ARGS__) if ((count) > 1) FN_WITH(1, k, __VA_ARGS__) } while (0)
 
 /* ---- float64 ---- */
 #define S double

@@ -5,9 +5,6 @@
    at a time, whose dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that
    memory is busy while dx is made; left to the processor, it stops at every page. */
 
-/* The statement for the first row, or for two. */
-#define EACH_ROW(count, k, ...) do { FN_WITH(0, k, __VA_ARGS__) if ((count) > 1) FN_WITH(1, k, __VA_ARGS__) } while (0)
-
 /* Σg and Σg·(x - mean) of `count` rows, in double as in spans.h, x - mean always first; about zero only the second. */
 FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, ptrdiff_t stride, const fn_norm *p, int count,
                               int centred, fn_sums *out) {
