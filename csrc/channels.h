@@ -147,7 +147,8 @@ FN_OUTLINE void fn_accumulate(const double *x, const double *x_lo, const double 
 }
 
 FN_OUTLINE void fn_collapse(const double *hi, const double *lo, ptrdiff_t count, double *to) {
-    EACH_EIGHT(count, fn_put(to + k, vd_add(fn_at(hi + k, n), fn_at(lo + k, n)), n);)
+    vd zero = vd_zero(); /* makes -0 0, as if a sum had begun there */
+    EACH_EIGHT(count, fn_put(to + k, vd_add(vd_add(zero, fn_at(hi + k, n)), fn_at(lo + k, n)), n);)
 }
 
 FN_INLINE fn_vdd vdd_weighed(vd gamma, const double *x, const double *x_lo, ptrdiff_t n) {

@@ -128,7 +128,7 @@ typedef struct {
     /* Whole rows; stat[r] receives mean and rstd (as scale). sum, when not NULL, receives x + residual. */
     void (*rows_forward)(const void *x, const void *residual, void *sum, void *y, ptrdiff_t rows, ptrdiff_t len,
                          const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags);
-    /* out[r] = Σg (0 if not centred), Σg·(x - mean) of each row with g = dy·gamma. */
+    /* out[r] = Σg, Σg·(x - mean) of each row with g = dy·gamma. */
     void (*rows_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
                            const fn_norm *stat, int centred, fn_sums *out);
     /* dx of rows (or pieces of rows with n elements to a statistic); dgamma and, of centred rows, dbeta, when not NULL, are added

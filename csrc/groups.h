@@ -44,7 +44,7 @@ FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_
         } else if (near) BODY(EXACT_SQUARES, 0);
         else BODY(0, 0);
 #undef BODY
-        out[k] = NAME(sums_of)(a, rest);
+        out[k] = NAME(sums_about)(a, rest);
     }
 }
 

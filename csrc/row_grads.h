@@ -5,7 +5,7 @@
    at a time, whose dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that
    memory is busy while dx is made; left to the processor, it stops at every page. */
 
-/* Σg and Σg·(x - mean) of `count` rows, in double as in spans.h, x - mean always first; about zero only the second. */
+/* Σg and Σg·(x - mean) of `count` rows, in double as in spans.h, x - mean always first; about zero the mean is 0. */
 FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, ptrdiff_t stride, const fn_norm *p, int count,
                               int centred, fn_sums *out) {
     ptrdiff_t i = 0, ahead = len < 8 * LINE ? 0 : SOON; /* short rows take longer than memory does */
@@ -32,10 +32,7 @@ FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t
         EACH_ROW(count, k, ONE(k, WIDE(LOAD_N(dy + k * stride + i, n)), WIDE(LOAD_N(x + k * stride + i, n))));
     }
 #undef ONE
-    EACH_ROW(count, k, {
-        if (!centred) a[k].sum = ACC_ZERO(); /* and so nobody adds it up */
-        out[k] = NAME(sums_of)(a[k], p[k].mean_lo);
-    });
+    EACH_ROW(count, k, out[k] = centred ? NAME(sums_about)(a[k], p[k].mean_lo) : NAME(sums_of)(a[k]));
 }
 
 /* The same of any number of rows; short ones several at once, which share what gamma takes. */
@@ -74,7 +71,7 @@ FN_INLINE int NAME(row_numbers)(const fn_norm *stat, const fn_sums *sums, ptrdif
         dot[k] = sums[k].dot + sums[k].dot_lo;
         wide |= stat[k].wide;
     }
-    vd mean = vd_load(v.mean), scale = vd_load(v.scale), n = vd_set1(number), minus = vd_sub(vd_zero(), scale);
+    vd mean = vd_load(v.mean), scale = vd_load(v.scale), n = vd_set1(number), minus = vd_mul(scale, vd_set1(-1));
     vd b = vd_mul(minus, vd_div(vd_mul(vd_load(dot), scale), n)), c = vd_div(vd_mul(minus, vd_load(sum)), n);
     PUT8(q->hi, mean);
     PUT8(q->lo, vd_add(vd_sub(mean, GET8(q->hi)), vd_load(v.mean_lo)));

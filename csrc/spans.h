@@ -242,9 +242,14 @@ FN_INLINE NAME(sums) NAME(sums_add)(NAME(sums) a, W g, W x, W mean, int near) {
 }
 
 /* Both sums with their low parts; `rest` is the part of the mean that has not yet been subtracted. */
-FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a, double rest) {
+FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a) {
     fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
-    fn_sums out = {sum.hi, sum.lo, dot.hi, dot.lo - rest * sum.hi};
+    fn_sums out = {sum.hi, sum.lo, dot.hi, dot.lo};
+    return out;
+}
+FN_INLINE fn_sums NAME(sums_about)(NAME(sums) a, double rest) {
+    fn_sums out = NAME(sums_of)(a);
+    out.dot_lo -= rest * out.sum;
     return out;
 }
 
@@ -300,7 +305,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
 #undef BODY
         }
     }
-    *out = NAME(sums_of)(a, near ? p->mean + p->mean_lo : p->mean_lo);
+    *out = NAME(sums_about)(a, near ? p->mean + p->mean_lo : p->mean_lo);
 }
 
 /* a·dy + b·(x - mean) + c; given statistics have b = 0, and then x does not matter, be it infinite. */

@@ -179,3 +179,22 @@ def test_bias_has_no_gradient(rng: np.random.Generator) -> None:
     _, ctx = fn.rms_norm_forward(x, 67, draw(rng, (67,), np.float32))
     assert fn.rms_norm_backward(x, ctx).dbias is None
     np.testing.assert_allclose(ctx.rstd, 1 / np.sqrt((x.astype(np.float64) ** 2).mean(-1) + 2.0**-23), 1e-7)
+
+
+@every_dtype
+def test_an_infinite_gradient_reaches_what_it_multiplies(dtype: str) -> None:
+    """dx = rstd·dy·gamma - ..., where the sum of dy·gamma itself, infinite here, has no place."""
+    x = np.array([[1, 2, 3, 4]]).astype(dtype_of(dtype))
+    dy = np.array([[np.inf, 1, 1, 1]]).astype(dtype_of(dtype))
+    _, ctx = fn.rms_norm_forward(x, 4)
+    with np.errstate(all="ignore"):
+        dx = fn.rms_norm_backward(dy, ctx)[0].astype(np.float64)
+    np.testing.assert_array_equal(dx, [[np.nan, -np.inf, -np.inf, -np.inf]])
+
+
+def test_parameter_gradients_that_cancel_beyond_float() -> None:
+    """Rows whose sums float cannot hold are taken one by one, in double: the first two overflow together."""
+    x = np.array([[1, -1]], np.float32).repeat(3, 0)
+    dy = np.array([[2e38, 2e38], [2e38, 2e38], [-2e38, -2e38]], np.float32)
+    _, ctx = fn.rms_norm_forward(x, 2, np.ones(2, np.float32), 1e-5)
+    np.testing.assert_allclose(fn.rms_norm_backward(dy, ctx)[1], [2e38, -2e38], rtol=2e-5)

@@ -150,5 +150,5 @@ cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py
                     total = one
                 else:
                     fn_sums_add(&total, &one)
-            job.dgamma[c] = total.dot + total.dot_lo
-            job.dbeta[c] = total.sum + total.sum_lo
+            job.dgamma[c] = 0 + total.dot + total.dot_lo  # -0 as 0
+            job.dbeta[c] = 0 + total.sum + total.sum_lo
