@@ -93,13 +93,14 @@ FN_INLINE vf vf_of(vu a) { vf r; FN_EACH(p, r.v[p] = (fn_nf)a.v[p]); return r; }
 /* ---- bfloat16 ---- */
 
 #if FN_LEVEL == 3
-FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { /* word i to the upper half of lane i */
+FN_INLINE vf vf_of_bf16_words(__m256i w) { /* word i to the upper half of lane i */
     const __m512i to = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0,
                                         1, 0, 0, 0);
     vf r;
-    r.v[0] = (fn_nf)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, to, _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)s)));
+    r.v[0] = (fn_nf)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, to, _mm512_castsi256_si512(w));
     return r;
 }
+FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { return vf_of_bf16_words(_mm256_loadu_si256((const __m256i *)s)); }
 #else
 FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p, r.v[p] <<= 16); return vf_of(r); }
 #endif
@@ -127,13 +128,14 @@ FN_INLINE vu fn_to_bf16(vf a) {
     return r;
 }
 #if FN_LEVEL == 3
-FN_INLINE __m256i fn_upper(vu a) {
+FN_INLINE __m256i vf_bf16_words(vf x) {
+    vu a = fn_to_bf16(x);
     const __m512i odd = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13,
                                          11, 9, 7, 5, 3, 1);
     return _mm512_castsi512_si256(_mm512_permutexvar_epi16(odd, (__m512i)a.v[0]));
 }
-FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { _mm256_storeu_si256((__m256i *)d, fn_upper(fn_to_bf16(a))); }
-FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { _mm256_stream_si256((__m256i *)d, fn_upper(fn_to_bf16(a))); }
+FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { _mm256_storeu_si256((__m256i *)d, vf_bf16_words(a)); }
+FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { _mm256_stream_si256((__m256i *)d, vf_bf16_words(a)); }
 #else
 FN_INLINE vu fn_upper(vu a) { FN_EACH(p, a.v[p] >>= 16); return a; }
 FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { vu_store_words(d, fn_upper(fn_to_bf16(a))); }
@@ -144,11 +146,12 @@ FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p, r.v[p] &= 0x
 /* ---- float16 ---- */
 
 #if FN_LEVEL == 3
-FN_INLINE vf vf_load_f16(const fn_f16 *s) { vf r; r.v[0] = (fn_nf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)s)); return r; }
-FN_INLINE __m256i fn_to_f16(vf a) { return _mm512_cvtps_ph((__m512)a.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { _mm256_storeu_si256((__m256i *)d, fn_to_f16(a)); }
-FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { _mm256_stream_si256((__m256i *)d, fn_to_f16(a)); }
-FN_INLINE vf vf_round_f16(vf a) { a.v[0] = (fn_nf)_mm512_cvtph_ps(fn_to_f16(a)); return a; }
+FN_INLINE vf vf_of_f16_words(__m256i w) { vf r; r.v[0] = (fn_nf)_mm512_cvtph_ps(w); return r; }
+FN_INLINE vf vf_load_f16(const fn_f16 *s) { return vf_of_f16_words(_mm256_loadu_si256((const __m256i *)s)); }
+FN_INLINE __m256i vf_f16_words(vf a) { return _mm512_cvtps_ph((__m512)a.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { _mm256_storeu_si256((__m256i *)d, vf_f16_words(a)); }
+FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { _mm256_stream_si256((__m256i *)d, vf_f16_words(a)); }
+FN_INLINE vf vf_round_f16(vf a) { return vf_of_f16_words(vf_f16_words(a)); }
 #elif FN_LEVEL == 2
 FN_INLINE vf vf_load_f16(const fn_f16 *s) {
     vf r;
@@ -189,6 +192,15 @@ FN_INLINE vf vf_round_f16(vf a) { return fn_of_f16(fn_to_f16(a)); }
 
 /* ---- partial vectors ---- */
 
+#if FN_LEVEL == 3
+#define FN_HALF(type)                                                                                                    \
+    FN_INLINE vf vf_load_##type##_n(const uint16_t *s, ptrdiff_t n) {                                                    \
+        return vf_of_##type##_words(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), s));                          \
+    }                                                                                                                    \
+    FN_INLINE void vf_store_##type##_n(uint16_t *d, vf a, ptrdiff_t n) {                                                 \
+        _mm256_mask_storeu_epi16(d, (__mmask16)((1u << n) - 1), vf_##type##_words(a));                                   \
+    }
+#else
 #define FN_HALF(type)                                                                                                    \
     FN_OUTLINE vf vf_load_##type##_n(const uint16_t *s, ptrdiff_t n) {                                                   \
         uint16_t t[16] = {0};                                                                                            \
@@ -200,6 +212,7 @@ FN_INLINE vf vf_round_f16(vf a) { return fn_of_f16(fn_to_f16(a)); }
         vf_store_##type(t, a);                                                                                           \
         memcpy(d, t, (size_t)n * 2);                                                                                     \
     }
+#endif
 FN_HALF(f16)
 FN_HALF(bf16)
 
