@@ -159,6 +159,33 @@ static void neighbours(data_t *d, int level, const char *dtype) {
     report(level, dtype, "neighbours");
 }
 
+/* The rows as channels of one group; gammas that float cannot hold among others. */
+static void groups(data_t *d, int level, const char *dtype) {
+    const fn_ops *o = d->ops;
+    double gamma[ROWS], beta[ROWS];
+    fn_sums sums[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        gamma[r] = r % 5 == 4 ? 1e32 : 1.25 - 0.5 * r;
+        beta[r] = 0.5 - 0.125 * r;
+    }
+    for (int relu = 0; relu < 2; relu++) EVERY(which) EVERY_LENGTH(len) {
+        const fn_channels c = {len % 2 ? gamma : NULL, len % 3 ? beta : NULL, ROWS, len};
+        fn_moments m;
+        fill(d, which);
+        o->moments(d->x, (fn_spans){ROWS * len, 1, 0}, &m);
+        fn_norm shared = norm_of(&m, 1, 0);
+        shared.near = len % 2;
+        o->group_affine(d->x, d->y, &c, &shared, relu ? FN_RELU : 0, 0);
+        o->group_grad_sums(d->dy, d->x, &c, &shared, relu ? FN_RELU : 0, sums);
+        fn_grad g = {0, -0.01 * shared.scale, 0.02};
+        o->group_grad_apply(d->dy, d->x, d->z, &c, &shared, &g, relu ? FN_RELU : 0, 0);
+        eat_doubles(&sums->sum, 4 * ROWS);
+        eat_storage(d, d->y);
+        eat_storage(d, d->z);
+    }
+    report(level, dtype, "groups");
+}
+
 static void columns(data_t *d, int level, const char *dtype) {
     const fn_ops *o = d->ops;
     double *v = memory(9 * WIDTH * sizeof *v), *numbers = memory(8 * WIDTH * sizeof *numbers);
@@ -325,6 +352,7 @@ int main(void) {
                         memory(WIDTH * 8), memory(WIDTH * 8), memory(SIZE * 8)};
             spans(&d, level, DTYPES[t]);
             neighbours(&d, level, DTYPES[t]);
+            groups(&d, level, DTYPES[t]);
             columns(&d, level, DTYPES[t]);
             channels(&d, level, DTYPES[t]);
             rows(&d, level, DTYPES[t]);

@@ -152,8 +152,8 @@ FN_INLINE void NAME(row_put)(const T *from, ptrdiff_t w, P *to) {
 }
 
 /* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
-   are added to, or with FN_FRESH set: eight rows in T, then widened; or with FN_SINGLE those of the only row, in P. `n` is the number of elements behind each statistic: len,
-   unless these are pieces of longer rows. */
+   are added to, or with FN_FRESH set: eight rows in T, then widened; or with FN_SINGLE those of the only row, in P. `n` is the
+   number of elements behind each statistic: len, unless these are pieces of longer rows. */
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
                                 ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
