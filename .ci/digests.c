@@ -247,7 +247,9 @@ static void channels(data_t *d, int level, const char *dtype) {
         o->slopes((fn_planes){part[2], part[3], part[5], part[6]}, n % 2 ? part[0] : NULL, part[8], 37, n, part[1], part[9]);
         o->collapse(part[2], part[3], n, part[7]);
         o->multiply(part[7], part[8], n, part[6]);
-        o->sizes((const float *)part[4], 2 * n, part[6], part[7]);
+        fn_sizes sizes = o->sizes((const float *)part[4], 2 * n);
+        part[6][0] = sizes.least;
+        part[7][0] = sizes.most;
         o->add_runs(part[9], n % 2 ? part[1] : NULL, n, 1, part[2], part[3]);
         eat_doubles(v, 10 * WIDTH);
     }
@@ -258,8 +260,9 @@ static void channels(data_t *d, int level, const char *dtype) {
 static void rows(data_t *d, int level, const char *dtype) {
     const fn_ops *o = d->ops;
     double *dgamma = memory(4 * WIDTH * sizeof *dgamma), *dbeta = dgamma + WIDTH;
-    fn_sums sums[ROWS];
-    fn_norm stat[ROWS];
+    double numbers[3 * ROWS], four[4 * ROWS];
+    fn_row_stats stat = {numbers, numbers + ROWS, numbers + 2 * ROWS};
+    fn_planes sums = {four, four + ROWS, four + 2 * ROWS, four + 3 * ROWS};
     for (int centred = 0; centred < 2; centred++) {
         EVERY(which) EVERY_LENGTH(len) {
             fill(d, which);
@@ -270,10 +273,13 @@ static void rows(data_t *d, int level, const char *dtype) {
             eat_storage(d, d->y);
             eat_storage(d, d->z);
             const void *x = sum ? d->z : d->x;
+            fn_sizes sizes = {1, 1};
+            if (o->itemsize != 8) sizes = o->channels->sizes(d->gamma, len);
             o->rows_grad_sums(d->dy, x, d->gamma, ROWS, len, len, stat, centred, sums);
-            o->rows_grad(d->dy, x, d->gamma, d->y, ROWS, len, len, (double)len, stat, sums, centred, len % 4 ? FN_STREAM : 0, dgamma, dbeta,
-                         dgamma + 2 * WIDTH, dgamma + 3 * WIDTH);
-            eat_doubles(&sums->sum, 4 * ROWS);
+            o->rows_grad(d->dy, x, d->gamma, d->y, ROWS, len, len, (double)len, stat, sizes, sums, centred, len % 4 ? FN_STREAM : 0,
+                         dgamma, dbeta, dgamma + 2 * WIDTH, dgamma + 3 * WIDTH);
+            eat_doubles(numbers, 3 * ROWS);
+            eat_doubles(four, 4 * ROWS);
             eat_doubles(dgamma, 4 * WIDTH);
             eat_storage(d, d->y);
         }

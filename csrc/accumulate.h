@@ -39,7 +39,13 @@ FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, fn_wide dy, fn_wide 
     *sum = acc32_product(*sum, dy, gamma);
     *dot = acc32_dot(*dot, g, x, mean);
 }
-FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(vd_add(a.lo, a.hi)), 0}; return r; }
+FN_INLINE vd acc32_folded(fn_acc32 a) { return vd_add(a.lo, a.hi); }
+FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(acc32_folded(a)), 0}; return r; }
+/* The sums of n ≤ 8 folded accumulators, and what they lost. */
+FN_INLINE void acc32_sums(const vd *a, ptrdiff_t n, double *to, double *lost) {
+    if (FN_LIKELY(n == 8)) { vd_store(to, vd_sums(a)); vd_store(lost, vd_zero()); }
+    else for (ptrdiff_t k = 0; k < n; k++) { to[k] = vd_sum(a[k]); lost[k] = 0; }
+}
 /* Added to n doubles, or with `fresh` to zeros in their place; acc64 keeps in `lost` what that loses. */
 FN_INLINE void acc32_put(fn_acc32 a, double *d, double *lost, ptrdiff_t n, int fresh) {
     (void)lost;
@@ -109,6 +115,9 @@ FN_INLINE fn_dd acc64_sum(fn_acc64 a) {
     for (int n = 4; n > 0; n /= 2)
         for (int i = 0; i < n; i++) r[i] = fn_dd_add(r[i], r[i + n]);
     return r[0];
+}
+FN_INLINE void acc64_sums(const fn_acc64 *a, ptrdiff_t n, double *to, double *lost) {
+    for (ptrdiff_t k = 0; k < n; k++) { fn_dd r = acc64_sum(a[k]); to[k] = r.hi; lost[k] = r.lo; }
 }
 FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n, int fresh) {
     double s[8], e[8];

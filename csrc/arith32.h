@@ -20,6 +20,9 @@
 #define ACC_ADD4 acc32_add4
 #define ACC_JOIN wide_add
 #define ACC_SUM acc32_sum
+#define FOLDED vd /* an accumulator on its way to a sum */
+#define ACC_FOLDED acc32_folded
+#define ACC_SUMS acc32_sums
 #define ACC_PRODUCT acc32_product
 #define ACC_DOT acc32_dot
 #define ACC_SQUARE acc32_square

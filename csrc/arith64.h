@@ -20,6 +20,9 @@
 #define ACC_ADD4 acc64_add4
 #define ACC_JOIN acc64_join
 #define ACC_SUM acc64_sum
+#define FOLDED fn_acc64 /* an accumulator on its way to a sum */
+#define ACC_FOLDED(a) (a)
+#define ACC_SUMS acc64_sums
 #define ACC_PRODUCT acc64_product
 #define ACC_DOT acc64_dot
 #define ACC_SQUARE acc64_square

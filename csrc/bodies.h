@@ -60,6 +60,9 @@
 #undef ACC_ADD_BESIDE
 #undef ACC_ADD4
 #undef ACC_SUM
+#undef FOLDED
+#undef ACC_FOLDED
+#undef ACC_SUMS
 #undef ACC_JOIN
 #undef ACC_PRODUCT
 #undef ACC_DOT

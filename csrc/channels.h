@@ -133,8 +133,9 @@ FN_OUTLINE void fn_multiply(const double *a, const double *b, ptrdiff_t count, d
     EACH_EIGHT(count, fn_put(to + k, vd_mul(fn_at(a + k, n), fn_at(b + k, n)), n);)
 }
 
-/* The numbers of eight rows; of rows that are not there, zeros. */
-typedef struct { double mean[8], mean_lo[8], m2[8], scale[8]; } __attribute__((aligned(64))) fn_eight;
+/* Numbers of some rows. */
+#define FN_SOME 32
+typedef struct { double sum[FN_SOME], square[FN_SOME], mean[FN_SOME], mean_lo[FN_SOME], m2[FN_SOME], rstd[FN_SOME]; } fn_some;
 
 /* ---- gradients ---- */
 
@@ -167,7 +168,7 @@ FN_OUTLINE void fn_slopes(fn_planes s, const double *gamma, const double *rstd, 
     })
 }
 
-FN_OUTLINE void fn_sizes(const float *v, ptrdiff_t count, double *least, double *most) {
+FN_OUTLINE fn_sizes fn_sizes_of(const float *v, ptrdiff_t count) {
     vf large = vf_set1(1), small = vf_set1(-1), zero = vf_zero(); /* the least is the most of the negatives */
     for (ptrdiff_t k = 0; k < count; k += 16) {
         vf size = vf_size(count - k < 16 ? vf_load_n(v + k, count - k) : vf_load(v + k));
@@ -175,13 +176,14 @@ FN_OUTLINE void fn_sizes(const float *v, ptrdiff_t count, double *least, double 
         small = vf_at_least(small, vf_sub(zero, size));
     }
     float a[16], b[16];
+    fn_sizes r = {1, 1};
     vf_store(a, large);
     vf_store(b, small);
-    *most = *least = 1;
     for (int i = 0; i < 16; i++) {
-        if (a[i] > *most) *most = a[i];
-        if (-b[i] < *least) *least = -b[i];
+        if (a[i] > r.most) r.most = a[i];
+        if (-b[i] < r.least) r.least = -b[i];
     }
+    return r;
 }
 
 /* ---- running statistics ---- */
@@ -195,7 +197,7 @@ FN_OUTLINE void fn_blend(double *running, double step, double factor, const doub
 }
 
 static const fn_channel_ops FN_CHANNELS = {fn_add_runs, fn_means, fn_centre, fn_mend, fn_recentre, fn_pool_squares, fn_finish,
-                                           fn_multiply, fn_accumulate, fn_collapse, fn_slopes, fn_sizes, fn_blend};
+                                           fn_multiply, fn_accumulate, fn_collapse, fn_slopes, fn_sizes_of, fn_blend};
 
 /* ---- what float arithmetic can hold, as in scalar.h ---- */
 

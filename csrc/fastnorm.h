@@ -37,6 +37,11 @@ typedef struct { const double *mean, *mean_lo, *scale, *shift, *var; double numb
 typedef struct { const double *a, *b, *c; } fn_grads;
 typedef struct { double *sum, *sum_lo, *dot, *dot_lo; } fn_planes;
 
+/* Statistics of rows, an array for each; NULL where a forward need not keep them. */
+typedef struct { double *mean, *mean_lo, *rstd; } fn_row_stats;
+/* The least and the most of 1 and of the sizes of gamma's numbers other than 0. */
+typedef struct { double least, most; } fn_sizes;
+
 enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16 };
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
 
@@ -68,8 +73,7 @@ typedef struct {
     void (*collapse)(const double *hi, const double *lo, ptrdiff_t count, double *to);
     /* b = -rstd³·γ·dot / number, c = -rstd·γ·sum / number; gamma may be NULL: 1. */
     void (*slopes)(fn_planes sums, const double *gamma, const double *rstd, double number, ptrdiff_t count, double *b, double *c);
-    /* The least and the most of 1 and of the sizes of numbers other than 0. */
-    void (*sizes)(const float *v, ptrdiff_t count, double *least, double *most);
+    fn_sizes (*sizes)(const float *v, ptrdiff_t count);
     /* running = (1 - step)·running + step·factor·batch */
     void (*blend)(double *running, double step, double factor, const double *batch, ptrdiff_t count);
 } fn_channel_ops;
@@ -125,17 +129,17 @@ typedef struct {
     void (*row_moments)(const void *x, ptrdiff_t len, int centred, fn_moments *m);
     void (*row_apply)(const void *x, void *y, ptrdiff_t len, const void *gamma, const void *beta, const fn_norm *p,
                       int centred, int flags, ptrdiff_t ahead);
-    /* Whole rows; stat[r] receives mean and rstd (as scale). sum, when not NULL, receives x + residual. */
+    /* Whole rows; `to` receives their statistics. sum, when not NULL, receives x + residual. */
     void (*rows_forward)(const void *x, const void *residual, void *sum, void *y, ptrdiff_t rows, ptrdiff_t len,
-                         const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags);
-    /* out[r] = Σg, Σg·(x - mean) of each row with g = dy·gamma. */
+                         const void *gamma, const void *beta, double eps, int centred, fn_row_stats to, int flags);
+    /* to = Σg, Σg·(x - mean) of each row with g = dy·gamma. */
     void (*rows_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
-                           const fn_norm *stat, int centred, fn_sums *out);
+                           fn_row_stats stat, int centred, fn_planes to);
     /* dx of rows (or pieces of rows with n elements to a statistic); dgamma and, of centred rows, dbeta, when not NULL, are added
        to, or by rows with FN_FRESH set; for float64 so is what that loses, in dgamma_lo, dbeta_lo. With FN_SINGLE there is one row,
        and dgamma and dbeta are vectors of the parameters' type. */
     void (*rows_grad)(const void *dy, const void *x, const void *gamma, void *dx, ptrdiff_t rows, ptrdiff_t len,
-                      ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
+                      ptrdiff_t stride, double n, fn_row_stats stat, fn_sizes sizes, fn_planes sums, int centred, int flags,
                       double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo);
     void (*add)(const void *x, const void *residual, void *sum, ptrdiff_t len);
     /* to = dy where y > 0, else 0: the gradient behind a ReLU. */

@@ -6,12 +6,13 @@
    memory is busy while dx is made; left to the processor, it stops at every page. */
 
 /* Σg and Σg·(x - mean) of `count` rows, in double as in spans.h, x - mean always first; about zero the mean is 0. */
-FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, ptrdiff_t stride, const fn_norm *p, int count,
-                              int centred, fn_sums *out) {
+typedef struct { FOLDED sum[FN_ROWS], dot[FN_ROWS]; } NAME(folded_sums);
+FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, ptrdiff_t stride, const double *means, int count,
+                              int centred, NAME(folded_sums) *out, ptrdiff_t to) {
     ptrdiff_t i = 0, ahead = len < 8 * LINE ? 0 : SOON; /* short rows take longer than memory does */
     W mean[ROWS_AT_ONCE];
     NAME(sums) a[ROWS_AT_ONCE];
-    EACH_ROW(count, k, mean[k] = WIDE_SET1(centred ? p[k].mean : 0); a[k].sum = ACC_ZERO(); a[k].dot = ACC_ZERO());
+    EACH_ROW(count, k, mean[k] = WIDE_SET1(centred ? means[k] : 0); a[k].sum = ACC_ZERO(); a[k].dot = ACC_ZERO());
 #define ONE(k, g, xi)                                                                                                    \
     do {                                                                                                                 \
         if (gamma) ACC_WEIGHTED(&a[k].sum, &a[k].dot, g, weight, xi, mean[k]);                                           \
@@ -32,22 +33,32 @@ FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t
         EACH_ROW(count, k, ONE(k, WIDE(LOAD_N(dy + k * stride + i, n)), WIDE(LOAD_N(x + k * stride + i, n))));
     }
 #undef ONE
-    EACH_ROW(count, k, out[k] = centred ? NAME(sums_about)(a[k], p[k].mean_lo) : NAME(sums_of)(a[k]));
+    EACH_ROW(count, k, out->sum[to + k] = ACC_FOLDED(a[k].sum); out->dot[to + k] = ACC_FOLDED(a[k].dot));
 }
 
 /* The same of any number of rows; short ones several at once, which share what gamma takes. (Of rows of 768 so read, memory made
    the backward 8 % slower.) */
 FN_OUTLINE void NAME(rows_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
-                                     const fn_norm *stat, int centred, fn_sums *out) {
-    for (ptrdiff_t r = 0, count; r < rows; r += count) {
-        const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
-        count = !GENERIC && len < 8 * LINE && r + ROWS_AT_ONCE <= rows ? ROWS_AT_ONCE : 1;
-#define BODY(gamma, count, centred) NAME(row_sums)(dy, x, gamma, len, stride, stat + r, count, centred, out + r)
-        if (GENERIC || !gv) { if (centred) BODY(gv, 1, 1); else BODY(gv, 1, 0); count = 1; }
-        else if (centred) { if (count > 1) BODY(gv, ROWS_AT_ONCE, 1); else BODY(gv, 1, 1); }
-        else if (count > 1) BODY(gv, ROWS_AT_ONCE, 0);
-        else BODY(gv, 1, 0);
+                                     fn_row_stats stat, int centred, fn_planes to) {
+    NAME(folded_sums) a;
+    for (ptrdiff_t r = 0, some; r < rows; r += some) {
+        some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
+        for (ptrdiff_t k = 0, count; k < some; k += count) {
+            const S *dy = (const S *)dyv + (r + k) * stride, *x = (const S *)xv + (r + k) * stride;
+            count = !GENERIC && gv && len < 8 * LINE && k + ROWS_AT_ONCE <= some ? ROWS_AT_ONCE : 1;
+#define BODY(gamma, count, centred) NAME(row_sums)(dy, x, gamma, len, stride, stat.mean + r + k, count, centred, &a, k)
+            if (GENERIC || !gv) { if (centred) BODY(gv, 1, 1); else BODY(gv, 1, 0); }
+            else if (centred) { if (count > 1) BODY(gv, ROWS_AT_ONCE, 1); else BODY(gv, 1, 1); }
+            else if (count > 1) BODY(gv, ROWS_AT_ONCE, 0);
+            else BODY(gv, 1, 0);
 #undef BODY
+        }
+        ACC_SUMS(a.sum, some, to.sum + r, to.sum_lo + r);
+        ACC_SUMS(a.dot, some, to.dot + r, to.dot_lo + r);
+        if (centred) {
+            vd rest = vd_mul(fn_at(stat.mean_lo + r, some), fn_at(to.sum + r, some));
+            fn_put(to.dot_lo + r, vd_sub(fn_at(to.dot_lo + r, some), rest), some);
+        }
     }
 }
 
@@ -59,27 +70,20 @@ FN_INLINE NAME(row_v) NAME(row_at)(const NAME(row_grads) *q, ptrdiff_t r) {
     return v;
 }
 
-/* dx's numbers of at most eight rows, in vectors; can T hold them? */
-FN_INLINE int NAME(row_numbers)(const fn_norm *stat, const fn_sums *sums, ptrdiff_t rows, double number, NAME(row_grads) *q) {
-    fn_eight v = {{0}, {0}, {0}, {0}};
-    double sum[FN_ROWS] = {0}, dot[FN_ROWS] = {0};
-    int wide = 0;
-    for (ptrdiff_t k = 0; k < rows; k++) {
-        v.mean[k] = stat[k].mean;
-        v.mean_lo[k] = stat[k].mean_lo;
-        v.scale[k] = stat[k].scale;
-        sum[k] = sums[k].sum + sums[k].sum_lo;
-        dot[k] = sums[k].dot + sums[k].dot_lo;
-        wide |= stat[k].wide;
-    }
-    vd mean = vd_load(v.mean), scale = vd_load(v.scale), n = vd_set1(number), minus = vd_mul(scale, vd_set1(-1));
-    vd b = vd_mul(minus, vd_div(vd_mul(vd_load(dot), scale), n)), c = vd_div(vd_mul(minus, vd_load(sum)), n);
+/* dx's numbers of rows [r, r + n), at most eight, in vectors; can T hold them and all that they meet? */
+FN_INLINE int NAME(row_numbers)(const fn_row_stats *stat, const fn_sizes *sizes, const fn_planes *sums, ptrdiff_t r, ptrdiff_t n,
+                                double number, NAME(row_grads) *q) {
+    vd mean = fn_at(stat->mean + r, n), rstd = fn_at(stat->rstd + r, n), minus = vd_mul(rstd, vd_set1(-1)), count = vd_set1(number);
+    vd sum = vd_add(fn_at(sums->sum + r, n), fn_at(sums->sum_lo + r, n)), dot = vd_add(fn_at(sums->dot + r, n), fn_at(sums->dot_lo + r, n));
+    vd b = vd_mul(minus, vd_div(vd_mul(dot, rstd), count)), c = vd_div(vd_mul(minus, sum), count);
     PUT8(q->hi, mean);
-    PUT8(q->lo, vd_add(vd_sub(mean, GET8(q->hi)), vd_load(v.mean_lo)));
-    PUT8(q->rstd, scale);
+    PUT8(q->lo, vd_add(vd_sub(mean, GET8(q->hi)), fn_at(stat->mean_lo + r, n)));
+    PUT8(q->rstd, rstd);
     PUT8(q->b, b);
     PUT8(q->c, c);
-    return !wide && vl_all(vl_and(vl_plain(scale), vl_and(vl_plain(b), vl_plain(c))));
+    vl gamma = vl_and(vl_plain(vd_mul(rstd, vd_set1(sizes->least))), vl_plain(vd_mul(rstd, vd_set1(sizes->most))));
+    vl norm = vl_and(vl_plain(rstd), vd_within(mean, 0x1p-90, 0x1p125)); /* rstd bounds the variance */
+    return vl_all(vl_and(vl_and(gamma, norm), vl_and(vl_plain(b), vl_plain(c))));
 }
 
 /* dx = g·(gamma·rstd) + xhat·b + c */
@@ -151,11 +155,11 @@ FN_INLINE void NAME(row_put)(const T *from, ptrdiff_t w, P *to) {
     else for (ptrdiff_t j = 0; j < w; j++) to[j] = (P)from[j];
 }
 
-/* dx of rows [0, rows) of length len given each row's mean, rstd (stat) and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
+/* dx of rows [0, rows) of length len given each row's statistics and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
    are added to, or with FN_FRESH set: eight rows in T, then widened; or with FN_SINGLE those of the only row, in P. `n` is the
    number of elements behind each statistic: len, unless these are pieces of longer rows. */
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
-                                ptrdiff_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
+                                ptrdiff_t stride, double n, fn_row_stats stat, fn_sizes sizes, fn_planes sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
     int whole = stride == len, stream = flags & FN_STREAM && len >= (whole ? 8 * LINE : FN_LONG), before = 0;
     int params = dgamma || dbeta, fresh = flags & FN_FRESH, single = flags & FN_SINGLE;
@@ -168,16 +172,18 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
         const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
         S *dx = (S *)dxv + r * stride;
         NAME(row_grads) q;
-        int safe = NAME(row_numbers)(stat + r, sums + r, some, n, &q);
+        int safe = NAME(row_numbers)(&stat, &sizes, &sums, r, some, n, &q);
 #ifdef WIDER
         if (FN_UNLIKELY(!safe)) { /* row by row: a row's dx must not depend on its neighbours */
             for (ptrdiff_t k = 0; k < some; k++) {
-                ptrdiff_t o = k * stride;
+                ptrdiff_t o = k * stride, i = r + k;
+                fn_row_stats mine = {stat.mean + i, stat.mean_lo + i, stat.rstd + i};
+                fn_planes its = {sums.sum + i, sums.sum_lo + i, sums.dot + i, sums.dot_lo + i};
                 if (k == 0 && before) NAME(close_seams)(&seams, dx, 0, len, 1, 0);
                 before = 0;
-                if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, stat + r + k, sums + r + k, centred, fresh,
+                if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, mine, sizes, its, centred, fresh,
                                               dgamma, dbeta, dgamma_lo, dbeta_lo);
-                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, stat + r, sums + r, centred, fresh | single, dgamma, dbeta,
+                else WIDER(rows_grad)(dy, x, gv, dx, 1, len, stride, n, mine, sizes, its, centred, fresh | single, dgamma, dbeta,
                                       dgamma_lo, dbeta_lo);
                 fresh = 0;
             }

@@ -4,16 +4,18 @@
    all means and variances, all roots, all outputs), so that the latency of one row's reductions, root and division hides behind the
    next row's work. A row's result depends on its own values and length alone. */
 
-#define FN_ROWS 8 /* as fn_eight holds */
+#define FN_ROWS 8 /* as the numbers of rows are taken */
 
+/* Eight rows, if they stay in L1, or as many as make 2 KB. (32 rows of 64 at a time took 7 % less in cache, the latencies being
+   shared by more, but half again as long beyond it: reads and writes no longer overlap.) */
 FN_INLINE ptrdiff_t NAME(rows_at_once)(ptrdiff_t len) {
-    ptrdiff_t r = FN_BLOCK / 2 / (len > 0 ? len : 1);
-    return r < 1 ? 1 : r > FN_ROWS ? FN_ROWS : r;
+    ptrdiff_t fit = FN_BLOCK / 2 / (len > 0 ? len : 1), more = fit / 4 / FN_ROWS * FN_ROWS;
+    return fit < 1 ? 1 : fit < FN_ROWS ? fit : more < FN_ROWS ? FN_ROWS : more > FN_SOME ? FN_SOME : more;
 }
 
-/* Streamed rows meet within cache lines unless they are whole lines long and begin with one. The ends of eight rows that share
+/* Streamed rows meet within cache lines unless they are whole lines long and begin with one. The ends of rows that share
    lines are put together here and streamed as whole lines: stored as two halves, such a line cost as much as ten others. */
-typedef struct { S line[FN_ROWS + 1][LINE]; } __attribute__((aligned(64))) NAME(seams);
+typedef struct { S line[FN_SOME + 1][LINE]; } __attribute__((aligned(64))) NAME(seams);
 
 /* The lines of `rows` rows. The first is shared with rows done `before`; the last waits for what comes `after`. */
 FN_OUTLINE void NAME(close_seams)(NAME(seams) *s, S *y, ptrdiff_t rows, ptrdiff_t len, int before, int after) {
@@ -60,8 +62,8 @@ FN_INLINE V NAME(row_out)(V x, V g, V b, V hi, V lo, V rstd, int centred, int ha
     return z;
 }
 
-/* What y of eight rows takes. */
-typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS]; } NAME(row_norms);
+/* What y of rows takes. */
+typedef struct { T hi[FN_SOME], lo[FN_SOME], rstd[FN_SOME]; } NAME(row_norms);
 
 FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t len, const P *gamma, const P *beta,
                                     const NAME(row_norms) *q, int centred, int has_gamma, int has_beta, int stream,
@@ -81,7 +83,7 @@ FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t 
     }
 }
 
-/* y of at most eight rows, in T. */
+/* y of at most FN_SOME rows, in T. */
 FN_OUTLINE void NAME(rows_apply)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t len, const P *g, const P *b,
                                  const NAME(row_norms) *q, int centred, int stream, NAME(seams) *seams, ptrdiff_t ahead) {
 #define BODY(centred, has_gamma, has_beta, stream) \
@@ -124,7 +126,7 @@ FN_OUTLINE void NAME(gate_row)(const void *dyv, const void *yv, void *tov, ptrdi
 }
 
 /* Σx² of a contiguous run; meanwhile what lies `ahead` of it is fetched. */
-FN_INLINE fn_dd NAME(squares_of)(const S *x, ptrdiff_t len, ptrdiff_t ahead) {
+FN_INLINE ACC NAME(squares_of)(const S *x, ptrdiff_t len, ptrdiff_t ahead) {
     ACC even = ACC_ZERO(), odd = ACC_ZERO();
     ptrdiff_t i = 0;
     for (; i <= len - 2 * LANES; i += 2 * LANES) {
@@ -137,7 +139,7 @@ FN_INLINE fn_dd NAME(squares_of)(const S *x, ptrdiff_t len, ptrdiff_t ahead) {
         W x0 = WIDE(NAME(col_load)(x + i, len - i < LANES ? len - i : LANES));
         even = ACC_PRODUCT(even, x0, x0);
     }
-    return ACC_SUM(ACC_JOIN(even, odd));
+    return ACC_JOIN(even, odd);
 }
 
 /* Moments of one row, about its mean or about zero. */
@@ -151,85 +153,103 @@ FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn
     fn_dd q = {0, 0};
     for (ptrdiff_t i = 0; i < len; i += FN_BLOCK) {
         ptrdiff_t n = len - i < FN_BLOCK ? len - i : FN_BLOCK;
-        q = fn_dd_add(q, NAME(squares_of)(x + i, n, n == FN_BLOCK ? FN_BLOCK : 0));
+        q = fn_dd_add(q, ACC_SUM(NAME(squares_of)(x + i, n, n == FN_BLOCK ? FN_BLOCK : 0)));
     }
     m->n = (double)len;
     m->sum = m->sum_lo = m->mean = m->mean_lo = 0;
     m->m2 = q.hi + q.lo;
 }
 
-FN_INLINE void NAME(moments_of_row)(const S *x, ptrdiff_t len, int centred, fn_eight *v, ptrdiff_t k) {
-    fn_moments m;
-    NAME(row_moments)(x, len, centred, &m);
-    v->mean[k] = m.mean;
-    v->mean_lo[k] = m.mean_lo;
-    v->m2[k] = m.m2;
+/* Zeros for rows that are not there. */
+FN_INLINE void NAME(clear)(fn_some *v, ptrdiff_t k) {
+    vd zero = vd_zero();
+    vd_store(v->sum + k, zero);
+    vd_store(v->square + k, zero);
+    vd_store(v->mean + k, zero);
+    vd_store(v->mean_lo + k, zero);
+    vd_store(v->m2 + k, zero);
 }
 
-/* Moments of `rows` rows of one block each; what happens once per row is done for all of them in vectors. What lies `ahead` is
+/* Moments of `rows` rows of one block each; what happens once per row is done for eight of them in vectors, and no number is
+   stored alone that a vector loads soon: such a load waits for all stores before it, which wait for memory. What lies `ahead` is
    fetched meanwhile (layer norm of (2048, 4096) takes two thirds of the time for it). */
-FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t ahead, fn_eight *v) {
-    double hi[FN_ROWS] = {0}, lo[FN_ROWS] = {0}, q[FN_ROWS] = {0};
+FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int centred, ptrdiff_t ahead, fn_some *v) {
+    FOLDED sums[FN_SOME], squares[FN_SOME];
+    double lost[FN_ROWS];
     for (ptrdiff_t k = 0; k < rows; k++) {
-        NAME(look) a = NAME(look_span)(NAME(look_zero)(), x + k * len, len, ahead);
-        fn_dd sum = ACC_SUM(a.sum);
-        hi[k] = sum.hi;
-        lo[k] = sum.lo;
-        q[k] = ACC_SUM(NAME(look_squares)(a)).hi;
+        const S *row = x + k * len;
+        if (!centred) { squares[k] = ACC_FOLDED(NAME(squares_of)(row, len, len == FN_BLOCK ? FN_BLOCK : 0)); continue; }
+        NAME(look) a = NAME(look_span)(NAME(look_zero)(), row, len, ahead);
+        sums[k] = ACC_FOLDED(a.sum);
+        squares[k] = ACC_FOLDED(NAME(look_squares)(a));
     }
-    fn_vdd mean = vdd_div(vdd_at(hi, lo, FN_ROWS), vd_set1((double)len));
-    vdd_put(v->mean, v->mean_lo, mean, FN_ROWS);
-    vd m2 = vd_sub(vd_load(q), vd_mul(vd_load(hi), mean.hi));
-    vd_store(v->m2, m2);
-    if (FN_LIKELY(vl_all(vd_at_most(vd_mul(vd_load(q), vd_set1(FN_KEPT)), m2)))) return;
-    for (ptrdiff_t k = 0; k < rows; k++) {
-        fn_dd about = {v->mean[k], v->mean_lo[k]};
-        if (!fn_is_kept(v->m2[k], q[k])) v->m2[k] = NAME(second_look)(x + k * len, len, 1, 0, about);
+    for (ptrdiff_t k = 0; k < rows; k += FN_ROWS) {
+        ptrdiff_t n = rows - k < FN_ROWS ? rows - k : FN_ROWS;
+        ACC_SUMS(squares + k, n, v->square + k, lost);
+        vd square = vd_load(v->square + k), m2 = square;
+        fn_vdd mean = {vd_zero(), vd_zero()};
+        if (centred) {
+            ACC_SUMS(sums + k, n, v->sum + k, lost);
+            fn_vdd sum = {vd_load(v->sum + k), vd_zero()};
+            mean = vdd_div(sum, vd_set1((double)len));
+            m2 = vd_sub(square, vd_mul(sum.hi, mean.hi));
+        }
+        vdd_put(v->mean + k, v->mean_lo + k, mean, FN_ROWS);
+        vd_store(v->m2 + k, m2);
+        if (!centred || FN_LIKELY(vl_all(vd_at_most(vd_mul(square, vd_set1(FN_KEPT)), m2)))) continue;
+        for (ptrdiff_t i = k; i < k + n; i++) {
+            fn_dd about = {v->mean[i], v->mean_lo[i]};
+            if (!fn_is_kept(v->m2[i], v->square[i])) v->m2[i] = NAME(second_look)(x + i * len, len, 1, 0, about);
+        }
     }
 }
 
-/* Layer norm (centred) or RMS norm of `rows` rows; stat receives mean and rstd of each. sum, when not NULL, receives
-   x + residual first and is what is normalized. */
-FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, void *yv, ptrdiff_t rows,
-                                                         ptrdiff_t len, const void *gamma, const void *beta, double eps,
-                                                         int centred, fn_norm *stat, int flags) {
+/* Layer norm (centred) or RMS norm of `rows` rows; `to` receives their statistics, unless its arrays are NULL. sum, when not NULL,
+   receives x + residual first and is what is normalized. */
+FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, void *yv, ptrdiff_t rows, ptrdiff_t len,
+                                   const void *gamma, const void *beta, double eps, int centred, fn_row_stats to, int flags) {
     const S *x = xv, *res = rv;
     S *s = sv, *y = yv;
-    ptrdiff_t group = NAME(rows_at_once)(len);
+    ptrdiff_t group = NAME(rows_at_once)(len), some;
     if (len < 8 * LINE) flags &= ~FN_STREAM; /* what there is to do for shorter rows takes longer than memory does */
     int stream = !!(flags & FN_STREAM), before = 0;
     NAME(seams) seams;
-    const double number = (double)len;
-    for (ptrdiff_t r = 0; r < rows; r += group) {
-        ptrdiff_t some = rows - r < group ? rows - r : group;
-        fn_eight v = {{0}, {0}, {0}, {0}};
+    NAME(row_norms) q;
+    fn_some v;
+    for (ptrdiff_t r = 0; r < rows; r += some) {
+        some = rows - r < group ? rows - r : group;
+        if (some % FN_ROWS) NAME(clear)(&v, some / FN_ROWS * FN_ROWS);
         const S *in = x + r * len;
         S *out = y + r * len;
         if (res) {
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
         }
-        if (EXACT_SQUARES && centred && len <= FN_BLOCK) NAME(some_moments)(in, some, len, stream ? SOON : 0, &v);
-        else
-            for (ptrdiff_t k = 0; k < some; k++) NAME(moments_of_row)(in + k * len, len, centred, &v, k);
-        vd mean = vd_load(v.mean), m2 = vd_load(v.m2);
-        vd scale = vd_div(vd_set1(1), vd_sqrt(vd_add(vd_div(m2, vd_set1(number)), vd_set1(eps))));
-        vd_store(v.scale, scale);
-        int plain = vl_all(vl_and(vl_plain(scale), vl_and(vd_within(mean, 0x1p-90, 0x1p125), vd_at_most(m2, vd_set1(0x1p250)))));
-        for (ptrdiff_t k = 0; k < some; k++) {
-            fn_norm *p = stat + r + k;
-            p->mean = v.mean[k];
-            p->mean_lo = v.mean_lo[k];
-            p->scale = v.scale[k];
-            p->shift = 0;
-            p->wide = !plain && fn_needs_wide(p->mean, v.m2[k], p->scale);
+        if (EXACT_SQUARES && len <= FN_BLOCK) NAME(some_moments)(in, some, len, centred, stream ? SOON : 0, &v);
+        else for (ptrdiff_t k = 0; k < some; k++) {
+            fn_moments m;
+            NAME(row_moments)(in + k * len, len, centred, &m);
+            v.mean[k] = m.mean;
+            v.mean_lo[k] = m.mean_lo;
+            v.m2[k] = m.m2;
+        }
+        int plain = 1;
+        for (ptrdiff_t k = 0; k < some; k += FN_ROWS) {
+            vd mean = vd_load(v.mean + k), m2 = vd_load(v.m2 + k), var = vd_div(m2, vd_set1((double)len));
+            vd rstd = vd_div(vd_set1(1), vd_sqrt(vd_add(var, vd_set1(eps))));
+            vd_store(v.rstd + k, rstd);
+            PUT8(q.hi + k, mean);
+            PUT8(q.lo + k, vd_add(vd_sub(mean, GET8(q.hi + k)), vd_load(v.mean_lo + k)));
+            PUT8(q.rstd + k, rstd);
+            plain &= vl_all(vl_and(vl_plain(rstd), vl_and(vd_within(mean, 0x1p-90, 0x1p125), vd_at_most(m2, vd_set1(0x1p250)))));
+            if (!to.rstd) continue;
+            ptrdiff_t n = some - k < FN_ROWS ? some - k : FN_ROWS;
+            fn_put(to.mean + r + k, mean, n);
+            fn_put(to.mean_lo + r + k, vd_load(v.mean_lo + k), n);
+            fn_put(to.rstd + r + k, rstd, n);
         }
         ptrdiff_t ahead = res ? 0 : group * len;
         if (FN_LIKELY(plain)) {
-            NAME(row_norms) q;
-            PUT8(q.hi, mean);
-            PUT8(q.lo, vd_add(vd_sub(mean, GET8(q.hi)), vd_load(v.mean_lo)));
-            PUT8(q.rstd, scale);
             NAME(rows_apply)(in, out, some, len, gamma, beta, &q, centred, stream, stream ? &seams : NULL, ahead);
             int after = r + some < rows;
             if (stream) NAME(close_seams)(&seams, out, some, len, before, after);
@@ -237,8 +257,10 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
         } else {
             if (before) NAME(close_seams)(&seams, out, 0, len, 1, 0);
             before = 0;
-            for (ptrdiff_t k = 0; k < some; k++)
-                NAME(row_apply)(in + k * len, out + k * len, len, gamma, beta, stat + r + k, centred, flags, ahead);
+            for (ptrdiff_t k = 0; k < some; k++) {
+                fn_norm p = {v.mean[k], v.mean_lo[k], v.rstd[k], 0, fn_needs_wide(v.mean[k], v.m2[k], v.rstd[k]), 0};
+                NAME(row_apply)(in + k * len, out + k * len, len, gamma, beta, &p, centred, flags, ahead);
+            }
         }
     }
     if (flags & FN_STREAM) fn_fence();

@@ -386,8 +386,24 @@ FN_INLINE double vd_sum(vd a) {
     __m128d q = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
     return q[0] + q[1];
 }
+/* The same of eight vectors. */
+FN_INLINE __m256d fn_sums4(const vd *a) {
+#define HALVES(k) _mm256_add_pd((__m256d)a[k].v[0], (__m256d)a[k].v[1])
+    __m256d h0 = HALVES(0), h1 = HALVES(1), h2 = HALVES(2), h3 = HALVES(3);
+#undef HALVES
+    __m256d even = _mm256_add_pd(_mm256_permute2f128_pd(h0, h2, 0x20), _mm256_permute2f128_pd(h0, h2, 0x31));
+    __m256d odd = _mm256_add_pd(_mm256_permute2f128_pd(h1, h3, 0x20), _mm256_permute2f128_pd(h1, h3, 0x31));
+    return _mm256_add_pd(_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd));
+}
+FN_INLINE vd vd_sums(const vd *a) { vd r; FN_EACH_D(p, r.v[p] = (fn_nd)fn_sums4(a + 4 * p)); return r; }
 #else
-FN_INLINE double vd_sum(vd a) { fn_nd q = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); return q[0] + q[1]; }
+FN_INLINE fn_nd fn_halves(vd a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+FN_INLINE double vd_sum(vd a) { fn_nd q = fn_halves(a); return q[0] + q[1]; }
+FN_INLINE vd vd_sums(const vd *a) {
+    vd r;
+    FN_EACH_D(p, { fn_nd b = fn_halves(a[2 * p]), c = fn_halves(a[2 * p + 1]); r.v[p] = (fn_nd){b[0], c[0]} + (fn_nd){b[1], c[1]}; });
+    return r;
+}
 #endif
 
 #include "vec_fused.h"

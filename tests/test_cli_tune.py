@@ -26,8 +26,10 @@ SMALL = ["tune", "--samples", "60", "--epochs", "1", "--final-epochs", "0"]
 
 def trials_in(file: Path, study: str = "random-0") -> list[Any]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # To read only, or Optuna would create the tables, maybe while the search does.
+    read_only = f"sqlite:///file:{file}?mode=ro&uri=true"
     try:
-        return list(optuna.load_study(study_name=study, storage=f"sqlite:///{file}").trials)
+        return list(optuna.load_study(study_name=study, storage=read_only).trials)
     except Exception:  # not yet written
         return []
 

@@ -33,6 +33,12 @@ cdef extern from "fastnorm.h" nogil:
         double *sum_lo
         double *dot
         double *dot_lo
+    ctypedef struct fn_row_stats:
+        double *mean
+        double *mean_lo
+        double *rstd
+    ctypedef struct fn_sizes:
+        double least, most
     ctypedef struct fn_spans:
         Py_ssize_t len, count, stride
     enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH, FN_SINGLE
@@ -54,7 +60,7 @@ cdef extern from "fastnorm.h" nogil:
         void collapse(const double *hi, const double *lo, Py_ssize_t count, double *to) noexcept nogil
         void slopes(fn_planes sums, const double *gamma, const double *rstd, double number, Py_ssize_t count, double *b,
                     double *c) noexcept nogil
-        void sizes(const float *v, Py_ssize_t count, double *least, double *most) noexcept nogil
+        fn_sizes sizes(const float *v, Py_ssize_t count) noexcept nogil
         void blend(double *running, double step, double factor, const double *batch, Py_ssize_t count) noexcept nogil
     ctypedef struct fn_ops:
         Py_ssize_t itemsize
@@ -89,11 +95,11 @@ cdef extern from "fastnorm.h" nogil:
         void row_apply(const void *x, void *y, Py_ssize_t len, const void *gamma, const void *beta, const fn_norm *p,
                        int centred, int flags, Py_ssize_t ahead) noexcept nogil
         void rows_forward(const void *x, const void *residual, void *sum, void *y, Py_ssize_t rows, Py_ssize_t len,
-                          const void *gamma, const void *beta, double eps, int centred, fn_norm *stat, int flags) noexcept nogil
+                          const void *gamma, const void *beta, double eps, int centred, fn_row_stats to, int flags) noexcept nogil
         void rows_grad_sums(const void *dy, const void *x, const void *gamma, Py_ssize_t rows, Py_ssize_t len, Py_ssize_t stride,
-                            const fn_norm *stat, int centred, fn_sums *out) noexcept nogil
+                            fn_row_stats stat, int centred, fn_planes to) noexcept nogil
         void rows_grad(const void *dy, const void *x, const void *gamma, void *dx, Py_ssize_t rows, Py_ssize_t len,
-                       Py_ssize_t stride, double n, const fn_norm *stat, const fn_sums *sums, int centred, int flags,
+                       Py_ssize_t stride, double n, fn_row_stats stat, fn_sizes sizes, fn_planes sums, int centred, int flags,
                        double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) noexcept nogil
         void add(const void *x, const void *residual, void *sum, Py_ssize_t len) noexcept nogil
         void gate_row(const void *dy, const void *y, void *to, Py_ssize_t len) noexcept nogil

@@ -1,21 +1,10 @@
-from fastnorm._kernels.c cimport fn_is_plain, fn_ops
+from fastnorm._kernels.c cimport fn_ops, fn_sizes
 
-# The least and the most of the sizes of float parameters other than 0; 1 for none, and for doubles, which are in no danger.
-ctypedef struct Sizes:
-    double least, most
-
-
-cdef inline Sizes sizes_of(const fn_ops *ops, const void *gamma, Py_ssize_t len_) noexcept nogil:
-    cdef Sizes s
-    s.least = s.most = 1
-    if gamma != NULL and ops.itemsize != 8:
-        ops.channels.sizes(<const float *> gamma, len_, &s.least, &s.most)
-    return s
-
-
-# Whether gamma·rstd may leave what float holds well.
-cdef inline int weighs_wide(double rstd, const Sizes *s) noexcept nogil:
-    return not (fn_is_plain(rstd * s.least) and fn_is_plain(rstd * s.most))
+# Of float parameters; 1 for none, and for doubles, which are in no danger.
+cdef inline fn_sizes sizes_of(const fn_ops *ops, const void *gamma, Py_ssize_t len_) noexcept nogil:
+    if gamma == NULL or ops.itemsize == 8:
+        return fn_sizes(1, 1)
+    return ops.channels.sizes(<const float *> gamma, len_)
 
 
 # One call of layer norm (centred) or RMS norm over a matrix of rows.
@@ -36,7 +25,7 @@ ctypedef struct Rows:
     double *mean
     double *mean_lo
     double *rstd
-    Sizes sizes  # of gamma, in the backward
+    fn_sizes sizes  # of gamma, in the backward
     # Of gamma's type, set by the backward, if there are rows; NULL where there is no parameter.
     char *dgamma
     char *dbeta

@@ -12,30 +12,29 @@ from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport (
-    FN_FRESH, FN_SINGLE, fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_sums, fn_sums_add,
+    FN_FRESH, FN_SINGLE, fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_planes, fn_row_stats,
 )
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport at, ceil_div, least
 
 cdef enum:
     SLOT = 65536  # elements of a row behind one partial result
-    CHUNK = 64  # most rows in a piece of work, whose statistics are held at a time
+    CHUNK = 64  # most rows in a piece of work
     CHUNK_ELEMENTS = 16384  # about the elements in a piece of work
     PARTS = 16  # blocks of rows with parameter gradients of their own: enough threads' worth, and little memory
     GROUP = 8  # rows differentiated together
 
 
-# A row's numbers for the backward.
-cdef inline fn_norm norm_of(const Rows *job, Py_ssize_t r) noexcept nogil:
-    cdef fn_norm p
-    p.mean, p.mean_lo, p.scale, p.shift = job.mean[r], job.mean_lo[r], job.rstd[r], 0
-    p.wide = fn_needs_wide(p.mean, 0, p.scale) | weighs_wide(p.scale, &job.sizes)  # rstd bounds the variance
-    return p
+# The statistics from row r on.
+cdef inline fn_row_stats stats_from(const Rows *job, Py_ssize_t r) noexcept nogil:
+    if job.rstd == NULL:
+        return fn_row_stats(NULL, NULL, NULL)
+    return fn_row_stats(job.mean + r, job.mean_lo + r, job.rstd + r)
 
 
-cdef inline void keep(const Rows *job, Py_ssize_t r, const fn_norm *p) noexcept nogil:
-    if job.rstd != NULL:
-        job.mean[r], job.mean_lo[r], job.rstd[r] = p.mean, p.mean_lo, p.scale
+# Sums of `count` rows or pieces of rows from the i-th on, whose planes lie one after the other.
+cdef inline fn_planes planes_from(double *memory, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
+    return fn_planes(memory + i, memory + count + i, memory + 2 * count + i, memory + 3 * count + i)
 
 
 # ---- rows of at most SLOT elements ----
@@ -46,13 +45,10 @@ cdef inline Py_ssize_t rows_per_chunk(const Rows *job) noexcept nogil:
 
 
 cdef void forward_chunk(const Rows *job, Py_ssize_t chunk) noexcept nogil:
-    cdef Py_ssize_t size = rows_per_chunk(job), first = chunk * size, rows = least(size, job.rows - first), r
+    cdef Py_ssize_t size = rows_per_chunk(job), first = chunk * size, rows = least(size, job.rows - first)
     cdef Py_ssize_t o = first * job.len * job.ops.itemsize
-    cdef fn_norm stat[CHUNK]
     job.ops.rows_forward(job.x + o, at(job.residual, o), <char *> at(job.sum, o), job.y + o, rows, job.len, job.gamma,
-                         job.beta, job.eps, job.centred, stat, job.flags)
-    for r in range(rows):
-        keep(job, first + r, stat + r)
+                         job.beta, job.eps, job.centred, stats_from(job, first), job.flags)
 
 
 # Sums over rows for each column: dgamma and dbeta (NULL where there is no parameter), and for float64 what they lost, side by
@@ -91,18 +87,18 @@ cdef inline Columns columns_of(const Rows *job, double *memory, Py_ssize_t first
 
 # Rows [first, last): sets the columns' sums.
 cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Columns to) noexcept nogil:
-    cdef fn_norm stat[GROUP]
-    cdef fn_sums sums[GROUP]
-    cdef Py_ssize_t r = first, k, rows, o
+    cdef double memory[4 * GROUP]
+    cdef fn_planes sums = planes_from(memory, GROUP, 0)
+    cdef fn_row_stats stat
+    cdef Py_ssize_t r = first, rows, o
     cdef int flags = job.flags | fresh(job)
     while r < last:
         rows = least(GROUP, last - r)
-        for k in range(rows):
-            stat[k] = norm_of(job, r + k)
         o = r * job.len * job.ops.itemsize
+        stat = stats_from(job, r)
         job.ops.rows_grad_sums(job.dy + o, job.x + o, job.gamma, rows, job.len, job.len, stat, job.centred, sums)
-        job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, sums,
-                          job.centred, flags, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
+        job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, job.sizes,
+                          sums, job.centred, flags, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
         r += rows
         flags = job.flags
 
@@ -154,14 +150,16 @@ cdef void reduce_slot(const Rows *job, Py_ssize_t u, fn_moments *m) noexcept nog
     job.ops.row_moments(source, n, job.centred, m)
 
 
-cdef fn_norm finish_row(const Rows *job, fn_moments *parts) noexcept nogil:
+cdef fn_norm finish_row(const Rows *job, Py_ssize_t r, fn_moments *parts) noexcept nogil:
     cdef Py_ssize_t slot
     cdef fn_norm p
     for slot in range(1, slots_of(job)):
         fn_merge(parts, parts + slot)
     p.mean, p.mean_lo, p.shift = parts.mean, parts.mean_lo, 0
-    p.scale = 1 / sqrt(parts.m2 / parts.n + job.eps)
+    p.scale, p.near = 1 / sqrt(parts.m2 / parts.n + job.eps), 0
     p.wide = fn_needs_wide(p.mean, parts.m2, p.scale)
+    if job.rstd != NULL:
+        job.mean[r], job.mean_lo[r], job.rstd[r] = p.mean, p.mean_lo, p.scale
     return p
 
 
@@ -178,8 +176,7 @@ cdef void forward_long_row(const Rows *job, Py_ssize_t r, fn_moments *parts) noe
     cdef fn_norm p
     for slot in range(slots):
         reduce_slot(job, r * slots + slot, parts + slot)
-    p = finish_row(job, parts)
-    keep(job, r, &p)
+    p = finish_row(job, r, parts)
     for slot in range(slots):
         normalize_slot(job, r * slots + slot, &p)
 
@@ -200,8 +197,7 @@ cdef int long_forward(const Rows *job, int threads) noexcept nogil:
         for u in prange(job.rows * slots, schedule="static", num_threads=threads):
             reduce_slot(job, u, parts + u)
         for r in range(job.rows):
-            stat[r] = finish_row(job, parts + r * slots)
-            keep(job, r, stat + r)
+            stat[r] = finish_row(job, r, parts + r * slots)
         for u in prange(job.rows * slots, schedule="static", num_threads=threads):
             normalize_slot(job, u, stat + u // slots)
     free(parts)
@@ -209,50 +205,46 @@ cdef int long_forward(const Rows *job, int threads) noexcept nogil:
     return 0 if ok else -1
 
 
-cdef void sum_slot(const Rows *job, Py_ssize_t u, fn_sums *sums) noexcept nogil:
+cdef void sum_slot(const Rows *job, Py_ssize_t u, fn_planes to) noexcept nogil:
     cdef Py_ssize_t slots = slots_of(job), slot = u % slots, column = slot * SLOT
     cdef Py_ssize_t o = (u // slots * job.len + column) * job.ops.itemsize
-    cdef fn_norm p = norm_of(job, u // slots)
-    job.ops.rows_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.parameters.itemsize), 1, slot_size(job, slot), job.len, &p,
-                           job.centred, sums)
+    job.ops.rows_grad_sums(job.dy + o, job.x + o, at(job.gamma, column * job.parameters.itemsize), 1, slot_size(job, slot), job.len,
+                           stats_from(job, u // slots), job.centred, to)
 
 
 # One slot of columns through all rows.
-cdef void differentiate_slot(const Rows *job, Py_ssize_t slot, const fn_norm *stat, const fn_sums *sums, double *memory) noexcept nogil:
+cdef void differentiate_slot(const Rows *job, Py_ssize_t slot, fn_planes sums, double *memory) noexcept nogil:
     cdef Py_ssize_t column = slot * SLOT, o = column * job.ops.itemsize
     cdef Columns to = columns_of(job, memory, column)
     job.ops.rows_grad(job.dy + o, job.x + o, at(job.gamma, column * job.parameters.itemsize), job.y + o, job.rows,
-                      slot_size(job, slot), job.len, <double> job.len, stat, sums, job.centred, job.flags | fresh(job), to.dgamma, to.dbeta,
-                      to.dgamma_lo, to.dbeta_lo)
+                      slot_size(job, slot), job.len, <double> job.len, stats_from(job, 0), job.sizes, sums, job.centred,
+                      job.flags | fresh(job), to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
 
 
 cdef int long_backward(const Rows *job, int threads, double *memory) noexcept nogil:
-    cdef Py_ssize_t slots = slots_of(job), u, r
-    cdef fn_sums *parts = <fn_sums *> malloc(job.rows * slots * sizeof(fn_sums))
-    cdef fn_sums *sums = <fn_sums *> malloc(job.rows * sizeof(fn_sums))
-    cdef fn_norm *stat = <fn_norm *> malloc(job.rows * sizeof(fn_norm))
-    cdef bint ok = parts != NULL and sums != NULL and stat != NULL
+    cdef Py_ssize_t slots = slots_of(job), pieces = job.rows * slots, u
+    cdef double *parts = <double *> malloc(4 * pieces * sizeof(double))
+    cdef double *of_rows = <double *> malloc(4 * job.rows * sizeof(double))
+    cdef fn_planes sums = planes_from(of_rows, job.rows, 0), from_
+    cdef bint ok = parts != NULL and of_rows != NULL
     if ok:
         if threads == 1:
-            for u in range(job.rows * slots):
-                sum_slot(job, u, parts + u)
+            for u in range(pieces):
+                sum_slot(job, u, planes_from(parts, pieces, u))
         else:
-            for u in prange(job.rows * slots, schedule="static", num_threads=threads):
-                sum_slot(job, u, parts + u)
-        for r in range(job.rows):
-            stat[r] = norm_of(job, r)
-            sums[r] = parts[r * slots]
-            for u in range(r * slots + 1, (r + 1) * slots):
-                fn_sums_add(sums + r, parts + u)
+            for u in prange(pieces, schedule="static", num_threads=threads):
+                sum_slot(job, u, planes_from(parts, pieces, u))
+        from_ = planes_from(parts, pieces, 0)
+        job.ops.channels.add_runs(from_.sum, from_.sum_lo, slots, job.rows, sums.sum, sums.sum_lo)
+        job.ops.channels.add_runs(from_.dot, from_.dot_lo, slots, job.rows, sums.dot, sums.dot_lo)
         if threads == 1:
             for u in range(slots):
-                differentiate_slot(job, u, stat, sums, memory)
+                differentiate_slot(job, u, sums, memory)
         else:
             for u in prange(slots, schedule="static", num_threads=threads):
-                differentiate_slot(job, u, stat, sums, memory)
+                differentiate_slot(job, u, sums, memory)
     free(parts)
-    free(sums)
-    free(stat)
+    free(of_rows)
     return 0 if ok else -1
 
 

@@ -7,10 +7,10 @@ that each parameter's sum runs over the samples in order.
 from cython.parallel cimport prange
 from libc.stdlib cimport calloc, free, malloc
 
-from fastnorm._kernels.c cimport FN_RELU, FN_STREAM, fn_moments, fn_needs_wide, fn_norm, fn_spans, fn_sums
+from fastnorm._kernels.c cimport FN_RELU, FN_STREAM, fn_moments, fn_needs_wide, fn_norm, fn_planes, fn_row_stats, fn_spans
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport Job, at, element_count, finish
-from fastnorm._kernels.rows cimport Sizes, sizes_of, weighs_wide
+from fastnorm._kernels.rows cimport sizes_of
 
 
 # Every element's parameter in the arithmetic type, or NULL.
@@ -30,7 +30,7 @@ cdef void *written_out(const Job *job, const double *values) noexcept nogil:
 cdef inline fn_norm row_norm(const Job *job, Py_ssize_t i) noexcept nogil:
     cdef fn_norm p
     p.mean, p.mean_lo, p.scale, p.shift = job.mean[i], job.mean_lo[i], job.rstd[i], 0
-    p.wide = fn_needs_wide(p.mean, 0, p.scale)  # rstd bounds the variance
+    p.wide, p.near = fn_needs_wide(p.mean, 0, p.scale), 0  # rstd bounds the variance
     return p
 
 
@@ -82,31 +82,33 @@ cdef int short_forward(const Job *job) noexcept nogil:
 # sums: for each element of a sample Σdy·xhat, then Σdy, then what both lost.
 cdef int backward_group(const Job *job, Py_ssize_t g, const void *gamma, const void *beta, double *sums) noexcept nogil:
     cdef Py_ssize_t size = job.ops.itemsize, len_ = job.c // job.groups * job.post, width = job.c * job.post, n, o
-    cdef fn_norm *stat = <fn_norm *> malloc(job.n * sizeof(fn_norm))
-    cdef fn_sums *row_sums = <fn_sums *> malloc(job.n * sizeof(fn_sums))
-    cdef Py_ssize_t parameter = 8 if size == 8 else 4
+    cdef Py_ssize_t parameter = 8 if size == 8 else 4, i
+    cdef double *memory = <double *> malloc(7 * job.n * sizeof(double))
+    cdef fn_row_stats stat = fn_row_stats(memory, memory + job.n, memory + 2 * job.n)
+    cdef fn_planes row_sums = fn_planes(memory + 3 * job.n, memory + 4 * job.n, memory + 5 * job.n, memory + 6 * job.n)
+    cdef fn_norm p
     cdef const char *mine = at(gamma, g * len_ * parameter)
     cdef const char *dy = job.dy
     cdef char *y = <char *> malloc(len_ * size)
-    cdef bint ok = stat != NULL and row_sums != NULL and y != NULL
-    cdef Sizes sizes = sizes_of(job.ops, mine, len_)
+    cdef bint ok = memory != NULL and y != NULL
     if job.flags & FN_RELU:
         dy = job.y  # dx holds dy behind the ReLU until it is done
     if ok:
         for n in range(job.n):
             o = (n * width + g * len_) * size
-            stat[n] = row_norm(job, n * job.groups + g)
+            i = n * job.groups + g
+            stat.mean[n], stat.mean_lo[n], stat.rstd[n] = job.mean[i], job.mean_lo[i], job.rstd[i]
             if job.flags & FN_RELU:
-                job.ops.row_apply(job.x + o, y, len_, mine, at(beta, g * len_ * parameter), stat + n, 1, 0, 0)
+                p = row_norm(job, i)
+                job.ops.row_apply(job.x + o, y, len_, mine, at(beta, g * len_ * parameter), &p, 1, 0, 0)
                 job.ops.gate_row(job.dy + o, y, job.y + o, len_)
-            stat[n].wide |= weighs_wide(stat[n].scale, &sizes)
         o = g * len_ * size
         sums += g * len_
         job.ops.rows_grad_sums(dy + o, job.x + o, mine, job.n, len_, width, stat, 1, row_sums)
-        job.ops.rows_grad(dy + o, job.x + o, mine, job.y + o, job.n, len_, width, <double> len_, stat, row_sums, 1,
-                          job.flags & FN_STREAM, sums, sums + width, sums + 2 * width, sums + 3 * width)
-    free(stat)
-    free(row_sums)
+        job.ops.rows_grad(dy + o, job.x + o, mine, job.y + o, job.n, len_, width, <double> len_, stat,
+                          sizes_of(job.ops, mine, len_), row_sums, 1, job.flags & FN_STREAM, sums, sums + width, sums + 2 * width,
+                          sums + 3 * width)
+    free(memory)
     free(y)
     return 0 if ok else -1
 

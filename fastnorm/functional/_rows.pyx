@@ -11,6 +11,9 @@ from fastnorm._types import NormGrads, ResidualNormGrads
 
 cnp.import_array()
 
+cdef enum:
+    APART = 48  # between arrays of statistics, so that not all three begin in the same set of a cache (layer norm backward: 6 %)
+
 
 cdef class RowsContext:
     """What a backward needs. `mean`, `rstd`: float64 arrays, one number per row; `sum`: x + residual, if there was one."""
@@ -117,10 +120,11 @@ cdef tuple forward(str op, object x, object normalized_shape, object weight, obj
         job.residual = <const char *> cnp.PyArray_DATA(r)
         job.sum = <char *> cnp.PyArray_DATA(total)
     if keep:
-        ctx.memory = <double *> malloc((3 * job.rows + 1) * sizeof(double))
+        ctx.memory = <double *> malloc(3 * (job.rows + APART) * sizeof(double))
         if ctx.memory == NULL:
             raise MemoryError(f"{op}: no memory for the statistics")
-        job.mean, job.mean_lo, job.rstd = ctx.memory, ctx.memory + job.rows, ctx.memory + 2 * job.rows
+        k = job.rows + APART
+        job.mean, job.mean_lo, job.rstd = ctx.memory, ctx.memory + k, ctx.memory + 2 * k
         ctx._x = work if residual is None else total
         ctx.sum = total
     job.x = <const char *> cnp.PyArray_DATA(work)
