@@ -161,11 +161,18 @@ FN_INLINE vd vd_first(vd a, ptrdiff_t n) {
     return a;
 }
 /* Lanes 0 .. n-1 of a, the others from b. */
+#if FN_LEVEL == 3
+FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
+    a.v[0] = (fn_nf)_mm512_mask_blend_ps((__mmask16)((1u << n) - 1), (__m512)b.v[0], (__m512)a.v[0]);
+    return a;
+}
+#else
 FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
     vf keep = vf_first(a, n), rest = vf_first(b, n);
     FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)keep.v[p] | ((fn_ni)b.v[p] ^ (fn_ni)rest.v[p])));
     return a;
 }
+#endif
 FN_INLINE vd vd_first_or(vd a, vd b, ptrdiff_t n) {
     vd keep = vd_first(a, n), rest = vd_first(b, n);
     FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)keep.v[p] | ((fn_nl)b.v[p] ^ (fn_nl)rest.v[p])));

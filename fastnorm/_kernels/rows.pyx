@@ -19,8 +19,7 @@ from fastnorm._kernels.job cimport at, ceil_div, least
 
 cdef enum:
     SLOT = 65536  # elements of a row behind one partial result
-    CHUNK = 64  # most rows in a piece of work
-    CHUNK_ELEMENTS = 16384  # about the elements in a piece of work
+    CHUNK = 16384  # about the elements in a piece of work
     PARTS = 16  # blocks of rows with parameter gradients of their own: enough threads' worth, and little memory
     GROUP = 8  # rows differentiated together
 
@@ -40,8 +39,8 @@ cdef inline fn_planes planes_from(double *memory, Py_ssize_t count, Py_ssize_t i
 # ---- rows of at most SLOT elements ----
 
 cdef inline Py_ssize_t rows_per_chunk(const Rows *job) noexcept nogil:
-    cdef Py_ssize_t n = CHUNK_ELEMENTS // job.len
-    return CHUNK if n > CHUNK else 1 if n < 1 else n
+    cdef Py_ssize_t n = CHUNK // job.len
+    return n if n > 1 else 1
 
 
 cdef void forward_chunk(const Rows *job, Py_ssize_t chunk) noexcept nogil:
