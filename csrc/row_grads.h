@@ -8,8 +8,8 @@
 /* Σg and Σg·(x - mean) of `count` rows, in double as in spans.h, x - mean always first; about zero the mean is 0. */
 typedef struct { FOLDED sum[FN_ROWS], dot[FN_ROWS]; } NAME(folded_sums);
 FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, ptrdiff_t stride, const double *means, int count,
-                              int centred, NAME(folded_sums) *out, ptrdiff_t to) {
-    ptrdiff_t i = 0, ahead = len < 8 * LINE ? 0 : SOON; /* short rows take longer than memory does */
+                              int centred, NAME(folded_sums) *out, ptrdiff_t to, ptrdiff_t ahead) {
+    ptrdiff_t i = 0;
     W mean[ROWS_AT_ONCE];
     NAME(sums) a[ROWS_AT_ONCE];
     EACH_ROW(count, k, mean[k] = WIDE_SET1(centred ? means[k] : 0); a[k].sum = ACC_ZERO(); a[k].dot = ACC_ZERO());
@@ -38,15 +38,15 @@ FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t
 
 /* The same of any number of rows; short ones several at once, which share what gamma takes. (Of rows of 768 so read, memory made
    the backward 8 % slower.) */
-FN_OUTLINE void NAME(rows_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
-                                     fn_row_stats stat, int centred, fn_planes to) {
+FN_OUTLINE void NAME(some_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
+                                     fn_row_stats stat, int centred, fn_planes to, ptrdiff_t ahead) {
     NAME(folded_sums) a;
     for (ptrdiff_t r = 0, some; r < rows; r += some) {
         some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
         for (ptrdiff_t k = 0, count; k < some; k += count) {
             const S *dy = (const S *)dyv + (r + k) * stride, *x = (const S *)xv + (r + k) * stride;
             count = !GENERIC && gv && len < 8 * LINE && k + ROWS_AT_ONCE <= some ? ROWS_AT_ONCE : 1;
-#define BODY(gamma, count, centred) NAME(row_sums)(dy, x, gamma, len, stride, stat.mean + r + k, count, centred, &a, k)
+#define BODY(gamma, count, centred) NAME(row_sums)(dy, x, gamma, len, stride, stat.mean + r + k, count, centred, &a, k, ahead)
             if (GENERIC || !gv) { if (centred) BODY(gv, 1, 1); else BODY(gv, 1, 0); }
             else if (centred) { if (count > 1) BODY(gv, ROWS_AT_ONCE, 1); else BODY(gv, 1, 1); }
             else if (count > 1) BODY(gv, ROWS_AT_ONCE, 0);
@@ -62,6 +62,11 @@ FN_OUTLINE void NAME(rows_grad_sums)(const void *dyv, const void *xv, const void
     }
 }
 
+FN_OUTLINE void NAME(rows_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
+                                     fn_row_stats stat, int centred, fn_planes to) {
+    NAME(some_grad_sums)(dy, x, gamma, rows, len, stride, stat, centred, to, len < 8 * LINE ? 0 : SOON);
+}
+
 typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROWS]; } NAME(row_grads);
 
 typedef struct { V hi, lo, rstd, b, c; } NAME(row_v);
@@ -70,14 +75,14 @@ FN_INLINE NAME(row_v) NAME(row_at)(const NAME(row_grads) *q, ptrdiff_t r) {
     return v;
 }
 
-/* dx's numbers of rows [r, r + n), at most eight, in vectors; can T hold them and all that they meet? */
-FN_INLINE int NAME(row_numbers)(const fn_row_stats *stat, const fn_sizes *sizes, const fn_planes *sums, ptrdiff_t r, ptrdiff_t n,
-                                double number, NAME(row_grads) *q) {
-    vd mean = fn_at(stat->mean + r, n), rstd = fn_at(stat->rstd + r, n), minus = vd_mul(rstd, vd_set1(-1)), count = vd_set1(number);
-    vd sum = vd_add(fn_at(sums->sum + r, n), fn_at(sums->sum_lo + r, n)), dot = vd_add(fn_at(sums->dot + r, n), fn_at(sums->dot_lo + r, n));
+/* dx's numbers of n rows, at most eight, in vectors; can T hold them and all that they meet? */
+FN_INLINE int NAME(row_numbers)(const fn_row_stats *stat, const fn_sizes *sizes, const fn_planes *sums, ptrdiff_t n, double number,
+                                NAME(row_grads) *q) {
+    vd mean = fn_at(stat->mean, n), rstd = fn_at(stat->rstd, n), minus = vd_mul(rstd, vd_set1(-1)), count = vd_set1(number);
+    vd sum = vd_add(fn_at(sums->sum, n), fn_at(sums->sum_lo, n)), dot = vd_add(fn_at(sums->dot, n), fn_at(sums->dot_lo, n));
     vd b = vd_mul(minus, vd_div(vd_mul(dot, rstd), count)), c = vd_div(vd_mul(minus, sum), count);
     PUT8(q->hi, mean);
-    PUT8(q->lo, vd_add(vd_sub(mean, GET8(q->hi)), fn_at(stat->mean_lo + r, n)));
+    PUT8(q->lo, vd_add(vd_sub(mean, GET8(q->hi)), fn_at(stat->mean_lo, n)));
     PUT8(q->rstd, rstd);
     PUT8(q->b, b);
     PUT8(q->c, c);
@@ -99,7 +104,8 @@ typedef struct {
     S *dx;
     ptrdiff_t stride, t, len;
     NAME(seams) *seams;
-    T *dg, *db; /* sums over rows, in T */
+    const NAME(across) *across;
+    T *dg, *db; /* sums over rows, in T; across: from the first whole line on */
 } NAME(piece);
 
 /* dx of rows [r, stop) in `count` vectors of n columns from j on, or in a `part` at the rows' ends, with what it adds to dgamma and
@@ -149,36 +155,133 @@ FN_INLINE void NAME(piece_grad)(const NAME(piece) *p, const NAME(row_grads) *q, 
 #undef FULL
 }
 
+/* ---- across lines, as in rows.h ---- */
+
+/* The beginning of the first row, if no row before it waits: dx of n columns, and what they add, in lanes n.. of *dg and *db. */
+FN_OUTLINE void NAME(begin_across)(const NAME(piece) *p, const NAME(row_grads) *q, int centred, V *dg, V *db) {
+    const ptrdiff_t in = p->across->in, n = LANES - in;
+    T t[4 * LANES] = {0};
+    NAME(row_v) v = NAME(row_at)(q, 0);
+    V g = LOAD_N(p->dy, n), xhat = NAME(standardize)(LOAD_N(p->x, n), v.hi, v.lo, v.rstd, centred);
+    STORE_N(p->dx, NAME(row_dx)(g, xhat, LOAD_P_N(p->gamma, n), v, 1, centred), n);
+    STORE_T(t + in, FIRST(MUL(g, xhat), n));
+    STORE_T(t + 2 * LANES + in, g);
+    *dg = LOAD_T(t);
+    *db = LOAD_T(t + 2 * LANES);
+}
+
+/* dx of the end of the row before that waits: in columns up to the first row's. */
+FN_OUTLINE void NAME(end_across)(const S *dy, const S *x, S *dx, const NAME(across) *a, int centred) {
+    NAME(row_v) v = {SET1(a->hi), SET1(a->lo), SET1(a->rstd), SET1(a->b), SET1(a->c)};
+    V g = LOAD_N(dy - a->in, a->in), xhat = NAME(standardize)(LOAD_N(x - a->in, a->in), v.hi, v.lo, v.rstd, centred);
+    STORE_N(dx - a->in, NAME(row_dx)(g, xhat, LOAD_P(a->gamma), v, 1, centred), a->in);
+}
+
+/* columns_grad of `count` lines of each row, the j-th lane of the row's on: the `first` line holds the end of the row before. What
+   that end adds to dgamma and dbeta is its own group's, and added there, so that their bits do not depend on where rows lie. */
+FN_INLINE void NAME(columns_across)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t rows, ptrdiff_t j, int count, int first,
+                                    int centred, int stream) {
+    const NAME(across) *across = p->across;
+    const ptrdiff_t in = across->in;
+    const S *dy = p->dy + j - in, *x = p->x + j - in;
+    S *dx = p->dx + j - in;
+    V weight[COLUMNS_AT_ONCE], a[COLUMNS_AT_ONCE], b[COLUMNS_AT_ONCE], zero = SET1(0);
+    NAME(row_v) last = {SET1(across->hi), SET1(across->lo), SET1(across->rstd), SET1(across->b), SET1(across->c)};
+    EACH_OF(count, c) {
+        weight[c] = HOLD(LOAD_P(first && c == 0 ? across->gamma : p->gamma + j - in + c * LANES));
+        a[c] = b[c] = zero;
+    }
+    for (ptrdiff_t r = 0; r < rows; r++, dy += p->len, x += p->len, dx += p->len) {
+        NAME(row_v) v = NAME(row_at)(q, r);
+        EACH_OF(count, c) {
+            NAME(row_v) u = v;
+            if (first && c == 0) {
+                if (r == 0 && !across->before) {
+                    NAME(begin_across)(p, q, centred, &a[0], &b[0]);
+                    a[0] = ADD(zero, a[0]);
+                    b[0] = ADD(zero, b[0]);
+                    continue;
+                }
+                u.hi = FIRST_OR(last.hi, v.hi, in);
+                u.lo = FIRST_OR(last.lo, v.lo, in);
+                u.rstd = FIRST_OR(last.rstd, v.rstd, in);
+                u.b = FIRST_OR(last.b, v.b, in);
+                u.c = FIRST_OR(last.c, v.c, in);
+            }
+            ptrdiff_t o = c * LANES;
+            V g = HOLD(LOAD(dy + o)), xhat = HOLD(NAME(standardize)(LOAD(x + o), u.hi, u.lo, u.rstd, centred)), slope = MUL(g, xhat);
+            int whole = !(first && c == 0 && r == 0);
+            a[c] = ADD(a[c], whole ? slope : FIRST_OR(zero, slope, in));
+            if (centred) b[c] = ADD(b[c], whole ? g : FIRST_OR(zero, g, in));
+            V z = NAME(row_dx)(g, xhat, weight[c], u, 1, centred);
+            if (stream) STREAM(dx + o, z); else STORE(dx + o, z);
+        }
+        if (first) last = v;
+    }
+    if (first) {
+        V g = LOAD_N(dy, in), xhat = NAME(standardize)(LOAD_N(x, in), last.hi, last.lo, last.rstd, centred);
+        a[0] = ADD(a[0], FIRST(MUL(g, xhat), in));
+        b[0] = ADD(b[0], g);
+        if (!across->after) STORE_N(dx, NAME(row_dx)(g, xhat, weight[0], last, 1, centred), in);
+        STORE_T(p->dg + p->len, a[0]);
+        STORE_T(p->db + p->len, b[0]);
+    }
+    EACH_OF(count, c) {
+        STORE_T(p->dg + j + c * LANES, a[c]);
+        STORE_T(p->db + j + c * LANES, b[c]);
+    }
+}
+
+FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t rows, int centred, int stream) {
+    const ptrdiff_t some = COLUMNS_AT_ONCE * LANES;
+    ptrdiff_t j = some;
+    if (p->len >= some) NAME(columns_across)(p, q, rows, 0, COLUMNS_AT_ONCE, 1, centred, stream);
+    else { NAME(columns_across)(p, q, rows, 0, 1, 1, centred, stream); j = LANES; }
+    for (; j <= p->len - some; j += some) NAME(columns_across)(p, q, rows, j, COLUMNS_AT_ONCE, 0, centred, stream);
+    for (; j < p->len; j += LANES) NAME(columns_across)(p, q, rows, j, 1, 0, centred, stream);
+}
+
 /* A single row's gradient of parameters, as they are. */
 FN_INLINE void NAME(row_put)(const T *from, ptrdiff_t w, P *to) {
     if (sizeof(T) == sizeof(P)) memcpy(to, from, (size_t)w * sizeof(P));
     else for (ptrdiff_t j = 0; j < w; j++) to[j] = (P)from[j];
 }
 
-/* dx of rows [0, rows) of length len given each row's statistics and sums Σg, Σg·(x - mean); dgamma, dbeta (or NULL)
-   are added to, or with FN_FRESH set: eight rows in T, then widened; or with FN_SINGLE those of the only row, in P. `n` is the
-   number of elements behind each statistic: len, unless these are pieces of longer rows. */
+/* dx of rows [0, rows) of length len given each row's statistics and sums Σg, Σg·(x - mean), which are formed here if their arrays
+   are NULL; dgamma, dbeta (or NULL) are added to, or with FN_FRESH set: eight rows in T, then widened; or with FN_SINGLE those of
+   the only row, in P. `n` is the number of elements behind each statistic: len, unless these are pieces of longer rows. */
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
                                 ptrdiff_t stride, double n, fn_row_stats stat, fn_sizes sizes, fn_planes sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
-    int whole = stride == len, stream = flags & FN_STREAM && len >= (whole ? 8 * LINE : FN_LONG), before = 0;
-    int params = dgamma || dbeta, fresh = flags & FN_FRESH, single = flags & FN_SINGLE;
+    int whole = stride == len, before = 0, params = dgamma || dbeta, fresh = flags & FN_FRESH, single = flags & FN_SINGLE;
+    NAME(across) across = NAME(across_of)(dxv, len, gv, NULL);
+    if (!whole || !gv || !params || single) across.in = 0;
+    int lines = across.in || (NAME(are_short)(len) && NAME(into_line)(dxv) == 0);
+    int stream = flags & FN_STREAM && whole && lines ? 1 : flags & FN_STREAM && len >= (whole ? 8 * LINE : FN_LONG);
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
-    int seamed = stream && whole && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
+    int seamed = stream && whole && !across.in && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
+    ptrdiff_t ahead = stream || len >= 8 * LINE ? SOON : 0; /* what there is to do for shorter rows takes longer than memory does */
     NAME(seams) seams;
+    double memory[4 * FN_ROWS];
     for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
         ptrdiff_t some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
         const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
         S *dx = (S *)dxv + r * stride;
+        fn_row_stats of = {stat.mean + r, stat.mean_lo + r, stat.rstd + r};
+        fn_planes four = {memory, memory + FN_ROWS, memory + 2 * FN_ROWS, memory + 3 * FN_ROWS};
+        if (!sums.sum) NAME(some_grad_sums)(dy, x, gv, some, len, stride, of, centred, four, ahead);
+        else { fn_planes given = {sums.sum + r, sums.sum_lo + r, sums.dot + r, sums.dot_lo + r}; four = given; }
         NAME(row_grads) q;
-        int safe = NAME(row_numbers)(&stat, &sizes, &sums, r, some, n, &q);
+        int safe = NAME(row_numbers)(&of, &sizes, &four, some, n, &q);
 #ifdef WIDER
         if (FN_UNLIKELY(!safe)) { /* row by row: a row's dx must not depend on its neighbours */
+            if (across.before) NAME(end_across)(dy, x, dx, &across, centred);
+            across.before = 0;
             for (ptrdiff_t k = 0; k < some; k++) {
-                ptrdiff_t o = k * stride, i = r + k;
-                fn_row_stats mine = {stat.mean + i, stat.mean_lo + i, stat.rstd + i};
-                fn_planes its = {sums.sum + i, sums.sum_lo + i, sums.dot + i, sums.dot_lo + i};
+                ptrdiff_t o = k * stride;
+                fn_row_stats mine = {of.mean + k, of.mean_lo + k, of.rstd + k};
+                fn_planes its = {four.sum + k, four.sum_lo + k, four.dot + k, four.dot_lo + k};
                 if (k == 0 && before) NAME(close_seams)(&seams, dx, 0, len, 1, 0);
                 before = 0;
                 if (some > 1) NAME(rows_grad)(dy + o, x + o, gv, dx + o, 1, len, stride, n, mine, sizes, its, centred, fresh,
@@ -192,17 +295,29 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
 #endif
         (void)safe;
         for (ptrdiff_t t = 0, w; t < len; t += w) {
-            ptrdiff_t in = aligned ? NAME(into_line)(dx + t) : 0, pad = in % LANES;
+            ptrdiff_t in = aligned ? NAME(into_line)(dx + t) : 0, pad = across.in ? across.in : in % LANES;
             w = len - t < FN_TILE - in ? len - t : FN_TILE - in;
             T dgs[FN_TILE + 2 * LANES] __attribute__((aligned(64))), dbs[FN_TILE + 2 * LANES] __attribute__((aligned(64)));
             T *dg = dgs + pad, *db = dbs + pad;
-            NAME(piece) p = {dy + t, x + t, gv ? (const P *)gv + t : NULL, dx + t, stride, t, len, seamed ? &seams : NULL, dg, db};
+            NAME(piece) p = {dy + t, x + t, gv ? (const P *)gv + t : NULL, dx + t, stride, t, len, seamed ? &seams : NULL, &across,
+                             across.in ? dgs : dg, across.in ? dbs : db};
             ptrdiff_t height = together ? some : 1;
             if (params) { STORE_T(dg + w, SET1(0)); STORE_T(db + w, SET1(0)); } /* what lies beyond the last column is read too */
 #define BODY(has_gamma, centred, params, stream)                                                                         \
     for (ptrdiff_t k = 0; k < some; k += height)                                                                         \
         NAME(piece_grad)(&p, &q, k, k + height < some ? k + height : some, w, aligned, has_gamma, centred, params, stream)
-            if (GENERIC || !gv || !params) BODY(gv != NULL, centred, params, 0);
+            if (across.in) {
+                across.after = r + some < rows;
+                if (centred) { if (stream) NAME(across_grad)(&p, &q, some, 1, 1); else NAME(across_grad)(&p, &q, some, 1, 0); }
+                else if (stream) NAME(across_grad)(&p, &q, some, 0, 1);
+                else NAME(across_grad)(&p, &q, some, 0, 0);
+                across.before = across.after;
+                across.hi = q.hi[some - 1];
+                across.lo = q.lo[some - 1];
+                across.rstd = q.rstd[some - 1];
+                across.b = q.b[some - 1];
+                across.c = q.c[some - 1];
+            } else if (GENERIC || !gv || !params) BODY(gv != NULL, centred, params, 0);
             else if (centred) { if (stream) BODY(1, 1, 1, 1); else BODY(1, 1, 1, 0); }
             else if (stream) BODY(1, 0, 1, 1);
             else BODY(1, 0, 1, 0);

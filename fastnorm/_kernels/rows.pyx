@@ -86,20 +86,10 @@ cdef inline Columns columns_of(const Rows *job, double *memory, Py_ssize_t first
 
 # Rows [first, last): sets the columns' sums.
 cdef void backward_rows(const Rows *job, Py_ssize_t first, Py_ssize_t last, Columns to) noexcept nogil:
-    cdef double memory[4 * GROUP]
-    cdef fn_planes sums = planes_from(memory, GROUP, 0)
-    cdef fn_row_stats stat
-    cdef Py_ssize_t r = first, rows, o
-    cdef int flags = job.flags | fresh(job)
-    while r < last:
-        rows = least(GROUP, last - r)
-        o = r * job.len * job.ops.itemsize
-        stat = stats_from(job, r)
-        job.ops.rows_grad_sums(job.dy + o, job.x + o, job.gamma, rows, job.len, job.len, stat, job.centred, sums)
-        job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, rows, job.len, job.len, <double> job.len, stat, job.sizes,
-                          sums, job.centred, flags, to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
-        r += rows
-        flags = job.flags
+    cdef Py_ssize_t o = first * job.len * job.ops.itemsize
+    job.ops.rows_grad(job.dy + o, job.x + o, job.gamma, job.y + o, last - first, job.len, job.len, <double> job.len,
+                      stats_from(job, first), job.sizes, fn_planes(NULL, NULL, NULL, NULL), job.centred, job.flags | fresh(job),
+                      to.dgamma, to.dbeta, to.dgamma_lo, to.dbeta_lo)
 
 
 # to = the sums of all parts, in order; the first part's are added to.
