@@ -107,6 +107,41 @@ def test_streamed_outputs_have_the_same_bits(
                 same_bits(one, other, f"{machine}, offset {offset}")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("width", [16, 48, 64, 112, 240])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_short_rows_share_cache_lines(
+    norm: str, width: int, dtype: str, rng: np.random.Generator, request: pytest.FixtureRequest
+) -> None:
+    """Whose the two parts of a line are changes no bit: rows of one group or of two, of wider arithmetic, the last."""
+    t, shape = dtype_of(dtype), (70, width)
+    size = 70 * width
+    x, dy = draw(rng, shape, t), draw(rng, shape, t)
+    if dtype == "float32":
+        x[[20, 63]] *= t.type(1e30)
+    arguments = arguments_of(norm, shape, False, draw(rng, (width,), t))
+
+    def results(at_x: int, at_y: int) -> tuple[Array, ...]:
+        y, around_y = placed(size, shape, t, at_y)
+        dx, around_dx = placed(size, shape, t, at_y)
+        mine = placed(size, shape, t, at_x)[0]
+        mine[...] = x
+        _, ctx = getattr(fn, f"{norm}_forward")(mine, **arguments, out=y)
+        found = getattr(fn, f"{norm}_backward")(dy, ctx, out=dx)
+        for part, room in ((y, around_y), (dx, around_dx)):
+            assert (room == 7).sum() == room.size - size + (part == 7).sum(), "written beside the output"
+        return y, *found
+
+    expected = results(0, 0)
+    for fixture in (None, "streamed"):
+        if fixture:
+            request.getfixturevalue(fixture)
+        for machine in machines():
+            for at in ((0, 4), (4, 4), (9, 1), (4, 0), (3, 7)):
+                for one, other in zip(expected, results(*at), strict=True):
+                    same_bits(one, other, f"{machine}, x and y at {at}, {fixture}")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_outputs_have_the_bits_of_their_channels_alone(dtype: str, rng: np.random.Generator) -> None:
     """An output of more than 8 MB is written past the cache; its bits are those of its channels taken alone."""
