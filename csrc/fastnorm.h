@@ -135,9 +135,9 @@ typedef struct {
     /* to = Σg, Σg·(x - mean) of each row with g = dy·gamma. */
     void (*rows_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
                            fn_row_stats stat, int centred, fn_planes to);
-    /* dx of rows (or pieces of rows with n elements to a statistic), given their sums, or forming them where sums.sum is NULL; dgamma and, of centred rows, dbeta, when not NULL, are added
-       to, or by rows with FN_FRESH set; for float64 so is what that loses, in dgamma_lo, dbeta_lo. With FN_SINGLE there is one row,
-       and dgamma and dbeta are vectors of the parameters' type. */
+    /* dx of rows (or pieces of rows with n elements to a statistic), given their sums, or forming them where sums.sum is NULL;
+       dgamma and, of centred rows, dbeta, when not NULL, are added to, or by rows with FN_FRESH set; for float64 so is what that
+       loses, in dgamma_lo, dbeta_lo. With FN_SINGLE there is one row, and dgamma and dbeta are vectors of the parameters' type. */
     void (*rows_grad)(const void *dy, const void *x, const void *gamma, void *dx, ptrdiff_t rows, ptrdiff_t len,
                       ptrdiff_t stride, double n, fn_row_stats stat, fn_sizes sizes, fn_planes sums, int centred, int flags,
                       double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo);

@@ -157,7 +157,8 @@ FN_INLINE void NAME(piece_grad)(const NAME(piece) *p, const NAME(row_grads) *q, 
 
 /* ---- across lines, as in rows.h ---- */
 
-/* The beginning of the first row, if no row before it waits: dx of n columns, and what they add, in lanes n.. of *dg and *db. */
+/* The beginning of the first row, if no row before it waits: dx of its columns up to the next line, and what they add,
+   in the lanes from `in` on. */
 FN_OUTLINE void NAME(begin_across)(const NAME(piece) *p, const NAME(row_grads) *q, int centred, V *dg, V *db) {
     const ptrdiff_t in = p->across->in, n = LANES - in;
     T t[4 * LANES] = {0};

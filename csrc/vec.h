@@ -9,7 +9,7 @@
 
    The level is chosen by the translation unit that includes this file (level_*.c): FN_LEVEL is 0 baseline (SSE2),
    2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL) + FMA, 4 NEON. Any other machine with gcc or clang takes level 0 without
-   intrinsics. Intrinsics live in this header, vec_fused.h, vec_memory.h and vec_half.h, and nowhere else. */
+   intrinsics. Intrinsics live in this header, vec_wide.h, vec_fused.h, vec_memory.h and vec_half.h, and nowhere else. */
 #ifndef FN_VEC_H
 #define FN_VEC_H
 
@@ -332,87 +332,7 @@ FN_INLINE vu vu_count(uint32_t c) {
     return r;
 }
 
-/* ---- widen: lanes 0-7 and 8-15 of a float vector as doubles; narrow: the reverse, rounding to nearest even ---- */
-
-#if FN_LEVEL == 2 || FN_LEVEL == 3
-FN_INLINE vd fn_widen(__m128 a, __m128 b) { vd r; r.v[0] = (fn_nd)_mm256_cvtps_pd(a); r.v[1] = (fn_nd)_mm256_cvtps_pd(b); return r; }
-FN_INLINE vd vd_load_float(const float *s) { return fn_widen(_mm_loadu_ps(s), _mm_loadu_ps(s + 4)); }
-FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH_D(p, _mm_storeu_ps(d + 4 * p, _mm256_cvtpd_ps((__m256d)a.v[p]))); }
-#if FN_LEVEL == 2
-FN_INLINE vd vf_low(vf a) { return fn_widen(_mm256_castps256_ps128((__m256)a.v[0]), _mm256_extractf128_ps((__m256)a.v[0], 1)); }
-FN_INLINE vd vf_high(vf a) { return fn_widen(_mm256_castps256_ps128((__m256)a.v[1]), _mm256_extractf128_ps((__m256)a.v[1], 1)); }
-#endif
-#elif defined(FN_X86)
-FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
-    vd r;
-    r.v[0] = (fn_nd)_mm_cvtps_pd((__m128)a);
-    r.v[1] = (fn_nd)_mm_cvtps_pd(_mm_movehl_ps((__m128)a, (__m128)a));
-    r.v[2] = (fn_nd)_mm_cvtps_pd((__m128)b);
-    r.v[3] = (fn_nd)_mm_cvtps_pd(_mm_movehl_ps((__m128)b, (__m128)b));
-    return r;
-}
-FN_INLINE vd vf_low(vf a) { return fn_widen(a.v[0], a.v[1]); }
-FN_INLINE vd vf_high(vf a) { return fn_widen(a.v[2], a.v[3]); }
-FN_INLINE vd vd_load_float(const float *s) { return fn_widen(*(const fn_nf_mem *)s, *(const fn_nf_mem *)(s + 4)); }
-FN_INLINE void vd_store_float(float *d, vd a) {
-    for (int p = 0; p < 2; p++)
-        _mm_storeu_ps(d + 4 * p, _mm_movelh_ps(_mm_cvtpd_ps((__m128d)a.v[2 * p]), _mm_cvtpd_ps((__m128d)a.v[2 * p + 1])));
-}
-#else
-FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
-    vd r;
-    r.v[0] = (fn_nd){a[0], a[1]}; r.v[1] = (fn_nd){a[2], a[3]};
-    r.v[2] = (fn_nd){b[0], b[1]}; r.v[3] = (fn_nd){b[2], b[3]};
-    return r;
-}
-FN_INLINE vd vf_low(vf a) { return fn_widen(a.v[0], a.v[1]); }
-FN_INLINE vd vf_high(vf a) { return fn_widen(a.v[2], a.v[3]); }
-FN_INLINE vd vd_load_float(const float *s) { return fn_widen(*(const fn_nf_mem *)s, *(const fn_nf_mem *)(s + 4)); }
-FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH_D(p, { d[2 * p] = (float)a.v[p][0]; d[2 * p + 1] = (float)a.v[p][1]; }); }
-#endif
-
-/* Both halves; at AVX-512, which has no vf_low and vf_high, by way of memory: three shuffles would compete with the conversions
-   that follow (bfloat16 layer norm's sums take three quarters of the time). The asm keeps gcc from undoing it. */
-#if FN_LEVEL == 3
-FN_INLINE void vf_widen(vf a, vd *low, vd *high) {
-    float t[16] __attribute__((aligned(64)));
-    vf_store(t, a);
-    __asm__("" : "+m"(t));
-    *low = vd_load_float(t);
-    *high = vd_load_float(t + 8);
-}
-#else
-FN_INLINE void vf_widen(vf a, vd *low, vd *high) { *low = vf_low(a); *high = vf_high(a); }
-#endif
-
-/* ---- horizontal sum of 8 doubles in one fixed order: i with i+4, i with i+2, i with i+1 ---- */
-
-#if FN_LEVEL == 2 || FN_LEVEL == 3
-FN_INLINE double vd_sum(vd a) {
-    __m256d h = _mm256_add_pd((__m256d)a.v[0], (__m256d)a.v[1]);
-    __m128d q = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
-    return q[0] + q[1];
-}
-/* The same of eight vectors. */
-FN_INLINE __m256d fn_sums4(const vd *a) {
-#define HALVES(k) _mm256_add_pd((__m256d)a[k].v[0], (__m256d)a[k].v[1])
-    __m256d h0 = HALVES(0), h1 = HALVES(1), h2 = HALVES(2), h3 = HALVES(3);
-#undef HALVES
-    __m256d even = _mm256_add_pd(_mm256_permute2f128_pd(h0, h2, 0x20), _mm256_permute2f128_pd(h0, h2, 0x31));
-    __m256d odd = _mm256_add_pd(_mm256_permute2f128_pd(h1, h3, 0x20), _mm256_permute2f128_pd(h1, h3, 0x31));
-    return _mm256_add_pd(_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd));
-}
-FN_INLINE vd vd_sums(const vd *a) { vd r; FN_EACH_D(p, r.v[p] = (fn_nd)fn_sums4(a + 4 * p)); return r; }
-#else
-FN_INLINE fn_nd fn_halves(vd a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
-FN_INLINE double vd_sum(vd a) { fn_nd q = fn_halves(a); return q[0] + q[1]; }
-FN_INLINE vd vd_sums(const vd *a) {
-    vd r;
-    FN_EACH_D(p, { fn_nd b = fn_halves(a[2 * p]), c = fn_halves(a[2 * p + 1]); r.v[p] = (fn_nd){b[0], c[0]} + (fn_nd){b[1], c[1]}; });
-    return r;
-}
-#endif
-
+#include "vec_wide.h"
 #include "vec_fused.h"
 #include "vec_memory.h"
 
