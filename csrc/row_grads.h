@@ -255,8 +255,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
                                 ptrdiff_t stride, double n, fn_row_stats stat, fn_sizes sizes, fn_planes sums, int centred, int flags,
                                 double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) {
     int whole = stride == len, before = 0, params = dgamma || dbeta, fresh = flags & FN_FRESH, single = flags & FN_SINGLE;
-    NAME(across) across = NAME(across_of)(dxv, len, gv, NULL);
-    if (!whole || !gv || !params || single) across.in = 0;
+    NAME(across) across = NAME(across_of)(dxv, whole && gv && params && !single ? rows : 0, len, gv, NULL);
     int lines = across.in || (NAME(are_short)(len) && NAME(into_line)(dxv) == 0);
     int stream = flags & FN_STREAM && whole && lines ? 1 : flags & FN_STREAM && len >= (whole ? 8 * LINE : FN_LONG);
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */

@@ -95,8 +95,8 @@ typedef struct {
 } NAME(across);
 
 FN_INLINE int NAME(are_short)(ptrdiff_t len) { return !GENERIC && LANES == LINE && len % LANES == 0 && len < FN_LONG; }
-FN_INLINE NAME(across) NAME(across_of)(const S *y, ptrdiff_t len, const P *gamma, const P *beta) {
-    NAME(across) a = {NAME(are_short)(len) ? NAME(into_line)(y) : 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}};
+FN_INLINE NAME(across) NAME(across_of)(const S *y, ptrdiff_t rows, ptrdiff_t len, const P *gamma, const P *beta) {
+    NAME(across) a = {rows > 1 && NAME(are_short)(len) ? NAME(into_line)(y) : 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}};
     for (ptrdiff_t i = 0; a.in && i < LANES; i++) {
         ptrdiff_t column = i < a.in ? len - a.in + i : i - a.in;
         if (gamma) a.gamma[i] = gamma[column];
@@ -266,7 +266,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
     const S *x = xv, *res = rv;
     S *s = sv, *y = yv;
     ptrdiff_t group = NAME(rows_at_once)(len), some;
-    NAME(across) across = NAME(across_of)(y, len, gamma, beta);
+    NAME(across) across = NAME(across_of)(y, rows, len, gamma, beta);
     if (len < 8 * LINE && !NAME(are_short)(len)) flags &= ~FN_STREAM; /* every line in two parts */
     int stream = !!(flags & FN_STREAM), before = 0;
     NAME(seams) seams;

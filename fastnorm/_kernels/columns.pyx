@@ -17,9 +17,9 @@ from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.c cimport fn_grads, fn_moments, fn_norms, fn_planes, fn_sums, fn_sums_weigh
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport Job, at, element_count, statistic_count, statistic_size
+from fastnorm._kernels.job cimport Job, at, element_count, planes_from, planes_of, statistic_count, statistic_size
 from fastnorm._kernels.matrix cimport (
-    Cell, Matrix, Scratch, Stats, cell_of, fills, matrix_of, part_of, planes_from, planes_of, scratch_of, scratch_size, spread,
+    Cell, Matrix, Scratch, Stats, cell_of, fills, matrix_of, part_of, scratch_of, scratch_size, spread,
     stats_from, stats_of,
 )
 

@@ -3,7 +3,8 @@
 from libc.math cimport sqrt
 
 from fastnorm._kernels.c cimport (
-    fn_channel_norm, fn_channels, fn_grad, fn_is_near, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_sums, fn_sums_add, fn_sums_weigh,
+    fn_channel_norm, fn_channels, fn_grad, fn_is_near, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_planes, fn_sums, fn_sums_add,
+    fn_sums_weigh,
 )
 
 ctypedef struct Job:
@@ -152,3 +153,12 @@ cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py
                     fn_sums_add(&total, &one)
             job.dgamma[c] = 0 + total.dot + total.dot_lo  # -0 as 0
             job.dbeta[c] = 0 + total.sum + total.sum_lo
+
+
+# Sums in four arrays, one after the other in memory, and the same from the i-th on.
+cdef inline fn_planes planes_of(double *memory, Py_ssize_t count) noexcept nogil:
+    return fn_planes(memory, memory + count, memory + 2 * count, memory + 3 * count)
+
+
+cdef inline fn_planes planes_from(fn_planes s, Py_ssize_t i) noexcept nogil:
+    return fn_planes(s.sum + i, s.sum_lo + i, s.dot + i, s.dot_lo + i)

@@ -1,7 +1,7 @@
 """A matrix of columns: how it is cut into tiles and bands, and the memory that a piece needs. For columns.pyx."""
 
 from fastnorm._kernels.c cimport fn_grads, fn_norms, fn_planes, omp_get_thread_num
-from fastnorm._kernels.job cimport Job, ceil_div, least, most
+from fastnorm._kernels.job cimport Job, ceil_div, least, most, planes_of
 
 cdef enum:
     BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
@@ -105,14 +105,6 @@ cdef inline Stats stats_from(Stats s, Py_ssize_t i) noexcept nogil:
 # The moments of cell u's statistics.
 cdef inline Stats part_of(const Matrix *a, double *parts, Py_ssize_t u) noexcept nogil:
     return stats_of(parts + 5 * u * a.in_tile, a.in_tile)
-
-
-cdef inline fn_planes planes_of(double *memory, Py_ssize_t count) noexcept nogil:
-    return fn_planes(memory, memory + count, memory + 2 * count, memory + 3 * count)
-
-
-cdef inline fn_planes planes_from(fn_planes s, Py_ssize_t i) noexcept nogil:
-    return fn_planes(s.sum + i, s.sum_lo + i, s.dot + i, s.dot_lo + i)
 
 
 # What a thread needs for one tile.

@@ -15,7 +15,7 @@ from fastnorm._kernels.c cimport (
     FN_FRESH, FN_SINGLE, fn_dd, fn_dd_add, fn_merge, fn_moments, fn_needs_wide, fn_norm, fn_planes, fn_row_stats,
 )
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport at, ceil_div, least
+from fastnorm._kernels.job cimport at, ceil_div, least, planes_from, planes_of
 
 cdef enum:
     SLOT = 65536  # elements of a row behind one partial result
@@ -29,11 +29,6 @@ cdef inline fn_row_stats stats_from(const Rows *job, Py_ssize_t r) noexcept nogi
     if job.rstd == NULL:
         return fn_row_stats(NULL, NULL, NULL)
     return fn_row_stats(job.mean + r, job.mean_lo + r, job.rstd + r)
-
-
-# Sums of `count` rows or pieces of rows from the i-th on, whose planes lie one after the other.
-cdef inline fn_planes planes_from(double *memory, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
-    return fn_planes(memory + i, memory + count + i, memory + 2 * count + i, memory + 3 * count + i)
 
 
 # ---- rows of at most SLOT elements ----
@@ -214,18 +209,17 @@ cdef int long_backward(const Rows *job, int threads, double *memory) noexcept no
     cdef Py_ssize_t slots = slots_of(job), pieces = job.rows * slots, u
     cdef double *parts = <double *> malloc(4 * pieces * sizeof(double))
     cdef double *of_rows = <double *> malloc(4 * job.rows * sizeof(double))
-    cdef fn_planes sums = planes_from(of_rows, job.rows, 0), from_
+    cdef fn_planes of_pieces = planes_of(parts, pieces), sums = planes_of(of_rows, job.rows)
     cdef bint ok = parts != NULL and of_rows != NULL
     if ok:
         if threads == 1:
             for u in range(pieces):
-                sum_slot(job, u, planes_from(parts, pieces, u))
+                sum_slot(job, u, planes_from(of_pieces, u))
         else:
             for u in prange(pieces, schedule="static", num_threads=threads):
-                sum_slot(job, u, planes_from(parts, pieces, u))
-        from_ = planes_from(parts, pieces, 0)
-        job.ops.channels.add_runs(from_.sum, from_.sum_lo, slots, job.rows, sums.sum, sums.sum_lo)
-        job.ops.channels.add_runs(from_.dot, from_.dot_lo, slots, job.rows, sums.dot, sums.dot_lo)
+                sum_slot(job, u, planes_from(of_pieces, u))
+        job.ops.channels.add_runs(of_pieces.sum, of_pieces.sum_lo, slots, job.rows, sums.sum, sums.sum_lo)
+        job.ops.channels.add_runs(of_pieces.dot, of_pieces.dot_lo, slots, job.rows, sums.dot, sums.dot_lo)
         if threads == 1:
             for u in range(slots):
                 differentiate_slot(job, u, sums, memory)

@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.c cimport FN_RELU, FN_STREAM, fn_moments, fn_needs_wide, fn_norm, fn_planes, fn_row_stats, fn_spans
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport Job, at, element_count, finish
+from fastnorm._kernels.job cimport Job, at, element_count, finish, planes_of
 from fastnorm._kernels.rows cimport sizes_of
 
 
@@ -85,7 +85,7 @@ cdef int backward_group(const Job *job, Py_ssize_t g, const void *gamma, const v
     cdef Py_ssize_t parameter = 8 if size == 8 else 4, i
     cdef double *memory = <double *> malloc(7 * job.n * sizeof(double))
     cdef fn_row_stats stat = fn_row_stats(memory, memory + job.n, memory + 2 * job.n)
-    cdef fn_planes row_sums = fn_planes(memory + 3 * job.n, memory + 4 * job.n, memory + 5 * job.n, memory + 6 * job.n)
+    cdef fn_planes row_sums = planes_of(memory + 3 * job.n, job.n)
     cdef fn_norm p
     cdef const char *mine = at(gamma, g * len_ * parameter)
     cdef const char *dy = job.dy
