@@ -188,9 +188,9 @@ static void groups(data_t *d, int level, const char *dtype) {
 
 static void columns(data_t *d, int level, const char *dtype) {
     const fn_ops *o = d->ops;
-    double *v = memory(9 * WIDTH * sizeof *v), *numbers = memory(8 * WIDTH * sizeof *numbers);
+    double *v = memory(10 * WIDTH * sizeof *v), *numbers = memory(8 * WIDTH * sizeof *numbers);
     double *sum = v, *low = v + WIDTH, *centre = v + 2 * WIDTH, *m2 = v + 3 * WIDTH, *dsum = v + 4 * WIDTH, *dot = v + 5 * WIDTH,
-           *dsum_lo = v + 6 * WIDTH, *dot_lo = v + 7 * WIDTH, *square = v + 8 * WIDTH;
+           *dsum_lo = v + 6 * WIDTH, *dot_lo = v + 7 * WIDTH, *square = v + 8 * WIDTH, *square_lo = v + 9 * WIDTH;
     double *mean = numbers, *mean_lo = numbers + WIDTH, *scale = numbers + 2 * WIDTH, *shift = numbers + 3 * WIDTH,
            *var = numbers + 4 * WIDTH, *a = numbers + 5 * WIDTH, *b = numbers + 6 * WIDTH, *c = numbers + 7 * WIDTH;
     const fn_norms p = {mean, mean_lo, scale, shift, var, ROWS};
@@ -200,8 +200,8 @@ static void columns(data_t *d, int level, const char *dtype) {
         EVERY(which) EVERY_LENGTH(width) {
             ptrdiff_t post = width % 7 ? 1 : 7, channels = width / post;
             fill(d, which);
-            memset(v, 0, 9 * WIDTH * sizeof *v);
-            o->col_sums(d->x, ROWS, width, WIDTH, sum, low, square);
+            memset(v, 0, 10 * WIDTH * sizeof *v);
+            o->col_sums(d->x, ROWS, width, WIDTH, sum, low, square, square_lo);
             for (ptrdiff_t j = 0; j < width; j++) centre[j] = (sum[j] + low[j]) / ROWS;
             o->col_squares(d->x, ROWS, width, WIDTH, centre, m2);
             for (ptrdiff_t j = 0; j < channels; j++) { /* the statistics of a channel's first column stand for it */
@@ -218,7 +218,7 @@ static void columns(data_t *d, int level, const char *dtype) {
                 a[j] = r, b[j] = -r * r * r * dot[j * post] / ROWS, c[j] = -r * dsum[j * post] / ROWS;
             }
             o->col_grad_apply(d->dy, d->x, res, d->y, res ? d->z : NULL, ROWS, width, WIDTH, &p, &g, post, relu);
-            eat_doubles(v, 9 * WIDTH);
+            eat_doubles(v, 10 * WIDTH);
             eat_storage(d, d->y);
             eat_storage(d, d->z);
         }
@@ -238,7 +238,7 @@ static void channels(data_t *d, int level, const char *dtype) {
         o->means(part[0], part[1], 37, n, part[2], part[3]);
         for (ptrdiff_t i = 0; i < n; i++) part[4][i] *= part[4][i];
         o->recentre(part[4], which % 2 ? part[1] : NULL, part[3], 37, n);
-        o->centre(part[4], which % 2 ? part[1] : NULL, part[0], part[2], n);
+        o->centre(part[4], part[6], part[0], part[1], part[2], part[3], n);
         o->mend(part[4], part[6], n);
         o->pool_squares(part[4], part[0], part[1], 5, part[2], part[3], n, part[5], part[6]);
         o->finish(part[4], 37, 1e-5, n, part[7], part[8]);

@@ -3,8 +3,7 @@
 #ifndef FN_ACCUMULATE_H
 #define FN_ACCUMULATE_H
 
-#include "scalar.h"
-#include "vec.h"
+#include "pairs.h"
 
 /* Sixteen floats as doubles. Widening while loading spares a shuffle for each half (the sum of a span takes 0.6 of the time). */
 typedef struct { vd lo, hi; } fn_wide;
@@ -72,17 +71,6 @@ FN_INLINE fn_acc64 acc64_add4(fn_acc64 a, vd x0, vd x1, vd x2, vd x3) {
     return acc64_add(acc64_add(acc64_add(acc64_add(a, x0), x1), x2), x3);
 }
 FN_INLINE fn_acc64 acc64_join(fn_acc64 a, fn_acc64 b) { a = acc64_add(a, b.s); a.e = vd_add(a.e, b.e); return a; }
-/* a·b exactly, as the rounded product and what it lost (Dekker's splitting). */
-FN_INLINE vd vd_split(vd a, vd *low) {
-    vd c = vd_mul(a, vd_set1(134217729.0)), high = vd_sub(c, vd_sub(c, a));
-    *low = vd_sub(a, high);
-    return high;
-}
-FN_INLINE vd vd_product(vd a, vd b, vd *lost) {
-    vd al, bl, ah = vd_split(a, &al), bh = vd_split(b, &bl), p = vd_mul(a, b);
-    *lost = vd_add(vd_add(vd_add(vd_sub(vd_mul(ah, bh), p), vd_mul(ah, bl)), vd_mul(al, bh)), vd_mul(al, bl));
-    return p;
-}
 FN_INLINE fn_acc64 acc64_product(fn_acc64 acc, vd a, vd b) {
     vd lost, p = vd_product(a, b, &lost);
     acc = acc64_add(acc, p);
@@ -117,19 +105,28 @@ FN_INLINE fn_dd acc64_sum(fn_acc64 a) {
     return r[0];
 }
 FN_INLINE void acc64_sums(const fn_acc64 *a, ptrdiff_t n, double *to, double *lost) {
-    for (ptrdiff_t k = 0; k < n; k++) { fn_dd r = acc64_sum(a[k]); to[k] = r.hi; lost[k] = r.lo; }
-}
-FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n, int fresh) {
-    double s[8], e[8];
-    vd_store(s, a.s);
-    vd_store(e, a.e);
-    for (ptrdiff_t i = 0; i < n; i++) {
-        if (fresh) { d[i] = 0; if (lost) lost[i] = 0; }
-        fn_dd r = fn_two_sum(d[i], s[i]);
-        r.lo += e[i] == e[i] ? e[i] : 0;
-        d[i] = lost ? r.hi : r.hi + r.lo; /* the sums of float data have no low parts */
-        if (lost) lost[i] += r.lo;
+    if (FN_UNLIKELY(n < 8)) {
+        for (ptrdiff_t k = 0; k < n; k++) { fn_dd r = acc64_sum(a[k]); to[k] = r.hi; lost[k] = r.lo; }
+        return;
     }
+    vd s[8], e[8];
+    fn_vdd r[8];
+    for (int k = 0; k < 8; k++) { s[k] = a[k].s; e[k] = vd_number(a[k].e); }
+    vd_transpose(s);
+    vd_transpose(e);
+    for (int i = 0; i < 8; i++) { fn_vdd lane = {s[i], e[i]}; r[i] = lane; }
+    for (int half = 4; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) r[i] = vdd_add(r[i], r[i + half]);
+    vdd_put(to, lost, r[0], 8);
+}
+/* Sums of float data have no low parts: without `lost`, hi + lo. */
+FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n, int fresh) {
+    vd zero = vd_zero();
+    fn_vdd r = vdd_two_sum(fresh ? zero : fn_at(d, n), a.s);
+    r.lo = vd_add(r.lo, vd_number(a.e));
+    if (!lost) { fn_put(d, vd_add(r.hi, r.lo), n); return; }
+    r.lo = vd_add(fresh ? zero : fn_at(lost, n), r.lo);
+    vdd_put(d, lost, r, n);
 }
 
 #endif

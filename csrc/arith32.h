@@ -12,7 +12,6 @@
 #define WIDE_P wide_load
 #define WIDE_T wide_load
 #define WIDE_SET1 wide_set1
-#define EXACT_SQUARES 1 /* in W */
 #define ACC fn_acc32
 #define ACC_ZERO acc32_zero
 #define ACC_ADD wide_add

@@ -12,7 +12,6 @@
 #define WIDE_P LOAD_P
 #define WIDE_T LOAD_T
 #define WIDE_SET1 vd_set1
-#define EXACT_SQUARES 0
 #define ACC fn_acc64
 #define ACC_ZERO acc64_zero
 #define ACC_ADD acc64_add

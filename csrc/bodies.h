@@ -71,7 +71,6 @@
 #undef ACC_PUT
 #undef FN_BLOCK
 #undef FN_LONG
-#undef EXACT_SQUARES
 #undef FN_TILE
 #undef FN_ROWS
 #undef SOON

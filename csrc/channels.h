@@ -5,32 +5,6 @@
 
 #include "accumulate.h"
 
-/* BODY with k = 0, 8, ... and the number n ≤ 8 of entries there. */
-#define EACH_EIGHT(count, ...)                                                                                           \
-    for (ptrdiff_t k = 0, n; k < (count); k += 8) { n = (count) - k < 8 ? (count) - k : 8; __VA_ARGS__ }
-
-FN_INLINE vd fn_at(const double *p, ptrdiff_t n) { return FN_LIKELY(n == 8) ? vd_load(p) : vd_load_n(p, n); }
-FN_INLINE void fn_put(double *p, vd a, ptrdiff_t n) { if (FN_LIKELY(n == 8)) vd_store(p, a); else vd_store_n(p, a, n); }
-
-/* ---- pairs, as in scalar.h ---- */
-
-typedef struct { vd hi, lo; } fn_vdd;
-
-FN_INLINE fn_vdd vdd_at(const double *hi, const double *lo, ptrdiff_t n) { fn_vdd r = {fn_at(hi, n), fn_at(lo, n)}; return r; }
-FN_INLINE void vdd_put(double *hi, double *lo, fn_vdd a, ptrdiff_t n) { fn_put(hi, a.hi, n); fn_put(lo, a.lo, n); }
-FN_INLINE fn_vdd vdd_two_sum(vd a, vd b) {
-    vd s = vd_add(a, b), t = vd_sub(s, a);
-    fn_vdd r = {s, vd_number(vd_add(vd_sub(a, vd_sub(s, t)), vd_sub(b, t)))};
-    return r;
-}
-FN_INLINE fn_vdd vdd_add_d(fn_vdd a, vd b) { fn_vdd s = vdd_two_sum(a.hi, b); s.lo = vd_add(s.lo, a.lo); return s; }
-FN_INLINE fn_vdd vdd_add(fn_vdd a, fn_vdd b) { fn_vdd s = vdd_two_sum(a.hi, b.hi); s.lo = vd_add(s.lo, vd_add(a.lo, b.lo)); return s; }
-FN_INLINE fn_vdd vdd_div(fn_vdd a, vd n) {
-    vd lost, q = vd_div(vd_add(a.hi, a.lo), n), p = vd_product(q, n, &lost);
-    vd r = vd_div(vd_add(vd_sub(vd_sub(a.hi, p), lost), a.lo), n);
-    return vdd_two_sum(q, vd_finite(r));
-}
-
 /* Σ over the m copies of w columns each, with what it loses (lo and to_lo may be NULL); `to` may be where the first copy lies. */
 FN_OUTLINE void fn_fold(const double *s, const double *lo, ptrdiff_t w, ptrdiff_t m, double *to, double *to_lo) {
     EACH_EIGHT(w, {
@@ -77,15 +51,15 @@ FN_OUTLINE void fn_means(const double *sum, const double *sum_lo, double number,
     EACH_EIGHT(count, vdd_put(mean + k, mean_lo + k, vdd_div(vdd_at(sum + k, sum_lo + k, n), m), n);)
 }
 
-FN_OUTLINE int fn_centre(double *m2, const double *m2_lo, const double *sum, const double *mean, ptrdiff_t count) {
-    vd kept = vd_set1(FN_KEPT);
+FN_OUTLINE int fn_centre(double *m2, const double *m2_lo, const double *sum, const double *sum_lo, const double *mean,
+                         const double *mean_lo, ptrdiff_t count) {
     int all = 1;
     EACH_EIGHT(count, {
-        vd q = fn_at(m2 + k, n), r = vd_sub(q, vd_mul(fn_at(sum + k, n), fn_at(mean + k, n)));
-        if (m2_lo) r = vd_add(r, fn_at(m2_lo + k, n));
-        if (FN_UNLIKELY(!vl_all(vd_at_most(vd_mul(q, kept), r)))) {
+        fn_vdd q = vdd_at(m2 + k, m2_lo + k, n);
+        vd r = vdd_about(q, vdd_at(sum + k, sum_lo + k, n), vdd_at(mean + k, mean_lo + k, n));
+        if (FN_UNLIKELY(!vl_all(vd_are_kept(r, q.hi)))) {
             double had[8], has[8];
-            vd_store(had, q);
+            vd_store(had, q.hi);
             vd_store(has, r);
             for (ptrdiff_t i = 0; i < n; i++) m2[k + i] = fn_is_kept(has[i], had[i]) ? has[i] : -1;
             all = 0;

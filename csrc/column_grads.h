@@ -40,7 +40,7 @@ FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdif
 /* What is taken off x of columns from t on before it is multiplied: nothing where the mean is near zero. */
 FN_INLINE void NAME(col_centres)(const fn_norms *p, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, const T *hi, T *centre) {
     for (ptrdiff_t j = 0, k = t / post; j < w; k++) {
-        int near = EXACT_SQUARES && fn_is_near_at(p, k);
+        int near = !GENERIC && fn_is_near_at(p, k);
         for (ptrdiff_t end = NAME(channel_end)(k, post, t, w); j < end; j++) centre[j] = near ? 0 : hi[j];
     }
     NAME(repeat)(centre, w, m);
@@ -58,7 +58,7 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
         fn_planes end = {to.sum + t, to.sum_lo + t, to.dot + t, to.dot_lo + t}, q = {room[0], room[1], room[2], room[3]};
         if (m == 1) q = end;
-        int near = EXACT_SQUARES && fn_are_near(p, first, channels);
+        int near = !GENERIC && fn_are_near(p, first, channels);
         if (GENERIC || relu || !near) NAME(col_split)(p, t, w, post, m, 0, &v); /* or else nobody looks at it */
         if (near) memset(centre, 0, (size_t)(w + LANES) * sizeof(T)); else NAME(col_centres)(p, t, w, post, m, v.hi, centre);
         double *const sums[] = {q.sum, q.sum_lo, q.dot, q.dot_lo};
@@ -66,10 +66,10 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
 #define BODY(r, near, has_res, relu)                                                                                     \
     EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v,   \
                                               centre, near, has_res, relu, q))
-        if (GENERIC || near != EXACT_SQUARES) BODY(res ? res + done * stride : NULL, 0, res != NULL, relu)
-        else if (!relu) BODY(NULL, EXACT_SQUARES, 0, 0)
-        else if (!res) BODY(NULL, EXACT_SQUARES, 0, 1)
-        else BODY(res + done * stride, EXACT_SQUARES, 1, 1)
+        if (GENERIC || !near) BODY(res ? res + done * stride : NULL, 0, res != NULL, relu)
+        else if (!relu) BODY(NULL, 1, 0, 0)
+        else if (!res) BODY(NULL, 1, 0, 1)
+        else BODY(res + done * stride, 1, 1, 1)
 #undef BODY
         if (m > 1) {
             fn_fold(q.sum, q.sum_lo, w, m, end.sum, end.sum_lo);
@@ -78,13 +78,19 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
         /* The part of the mean not yet subtracted. */
         if (post == 1)
             EACH_EIGHT(w, {
-                vd rest = vd_add(vd_sub(fn_at(p->mean + t + k, n), GET8(centre + k)), fn_at(p->mean_lo + t + k, n));
-                fn_put(end.dot_lo + k, vd_sub(fn_at(end.dot_lo + k, n), vd_mul(rest, fn_at(end.sum + k, n))), n);
+                fn_vdd sum = vdd_at(end.sum + k, end.sum_lo + k, n), dot = vdd_at(end.dot + k, end.dot_lo + k, n);
+                vd away = vd_sub(fn_at(p->mean + t + k, n), GET8(centre + k));
+                vdd_put(end.dot + k, end.dot_lo + k, vdd_moved(dot, sum, away, fn_at(p->mean_lo + t + k, n)), n);
             })
         else
             for (ptrdiff_t j = 0, k = first; j < w; k++) {
-                double rest = (p->mean[k] - (double)centre[j]) + p->mean_lo[k];
-                for (ptrdiff_t last = NAME(channel_end)(k, post, t, w); j < last; j++) end.dot_lo[j] -= rest * end.sum[j];
+                double away = p->mean[k] - (double)centre[j];
+                for (ptrdiff_t last = NAME(channel_end)(k, post, t, w); j < last; j++) {
+                    fn_dd sum = {end.sum[j], end.sum_lo[j]}, dot = {end.dot[j], end.dot_lo[j]};
+                    dot = fn_moved(dot, sum, away, p->mean_lo[k]);
+                    end.dot[j] = dot.hi;
+                    end.dot_lo[j] = dot.lo;
+                }
             }
 #ifdef WIDER
         /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */

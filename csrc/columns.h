@@ -53,7 +53,7 @@ FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
 }
 
 FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo,
-                                   double *square) {
+                                   double *square, double *square_lo) {
     ptrdiff_t r = 0;
 #define LOOK(row, rows, n)                                                                                               \
     do {                                                                                                                 \
@@ -63,7 +63,7 @@ FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, 
             a = NAME(look_at4)(NAME(look_at4)(a, x + j, stride), x + j + 4 * stride, stride);                            \
         } else a = NAME(look_at)(a, WIDE(NAME(col_load)(x + (row) * stride + j, n)));                                    \
         ACC_PUT(a.sum, sum + j, sum_lo + j, n, 0);                                                                       \
-        if (EXACT_SQUARES) ACC_PUT(NAME(look_squares)(a), square + j, NULL, n, 0);                                      \
+        ACC_PUT(NAME(look_squares)(a), square + j, square_lo + j, n, 0);                                                 \
     } while (0)
     for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(width, 8, 1, LOOK);
     EACH_COLUMN(width, rows - r, 0, LOOK);
@@ -71,21 +71,18 @@ FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, 
 }
 
 FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo,
-                               double *square) {
+                               double *square, double *square_lo) {
     const S *x = xv;
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece;
-        double room[3 * FN_TILE];
-        double *s = m > 1 ? room : sum + t, *lo = m > 1 ? room + FN_TILE : sum_lo + t, *q = m > 1 ? room + 2 * FN_TILE : square + t;
-        double *const sums[] = {s, lo, q};
-        for (int i = 0; i < 3; i++) memset(sums[i], 0, (size_t)(m * w) * sizeof(double));
-        EACH_ABREAST(m, rows, NAME(col_look_add)(x + t + done * stride, height, a * w, a * stride, s, lo, q))
-        if (m > 1) {
-            fn_fold(s, lo, w, m, sum + t, sum_lo + t);
-            fn_fold(q, NULL, w, m, square + t, NULL);
+        double room[4][FN_TILE], *const there[] = {sum + t, sum_lo + t, square + t, square_lo + t}, *sums[4];
+        for (int i = 0; i < 4; i++) {
+            sums[i] = m > 1 ? room[i] : there[i];
+            memset(sums[i], 0, (size_t)(m * w) * sizeof(double));
         }
-        if (!EXACT_SQUARES) for (ptrdiff_t j = t; j < t + w; j++) square[j] = NAN;
+        EACH_ABREAST(m, rows, NAME(col_look_add)(x + t + done * stride, height, a * w, a * stride, sums[0], sums[1], sums[2], sums[3]))
+        for (int i = 0; i < 4 && m > 1; i += 2) fn_fold(sums[i], sums[i + 1], w, m, there[i], there[i + 1]);
     }
 }
 

@@ -55,7 +55,8 @@ typedef struct {
     /* mean = sum / number. */
     void (*means)(const double *sum, const double *sum_lo, double number, ptrdiff_t count, double *mean, double *mean_lo);
     /* m2, of squares about zero, becomes that about the mean, or -1 where that loses too much (scalar.h); are all known? */
-    int (*centre)(double *m2, const double *m2_lo, const double *sum, const double *mean, ptrdiff_t count);
+    int (*centre)(double *m2, const double *m2_lo, const double *sum, const double *sum_lo, const double *mean,
+                  const double *mean_lo, ptrdiff_t count);
     /* m2 = again where it is -1 */
     void (*mend)(double *m2, const double *again, ptrdiff_t count);
     /* m2, of squares about mean, becomes that about mean + mean_lo, and at least 0; m2_lo may be NULL. */
@@ -111,8 +112,9 @@ typedef struct {
 
     /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
 
-    /* sum[j] = Σ_r x[r,j] over `rows` rows (hi and lo parts); square[j] = Σ_r x[r,j]², NaN for float64. */
-    void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo, double *square);
+    /* sum[j] = Σ_r x[r,j] and square[j] = Σ_r x[r,j]² over `rows` rows, hi and lo parts. */
+    void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo, double *square,
+                     double *square_lo);
     /* m2[j] = Σ_r (x[r,j] - c)² - rows·(centre[j] - c)², c = fl(centre[j]): the squares about the centre, if it is the mean. */
     void (*col_squares)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2);
     /* Here and below p and g have a number per channel, which owns `post` neighbouring columns. */

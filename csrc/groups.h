@@ -25,8 +25,7 @@ FN_OUTLINE void NAME(group_affine)(const void *xv, void *yv, const fn_channels *
 FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_channels *c, const fn_norm *shared, int flags,
                                       fn_sums *out) {
     const S *dy = dyv, *x = xv;
-    int near = EXACT_SQUARES && shared->near;
-    double rest = near ? shared->mean + shared->mean_lo : shared->mean_lo;
+    int near = !GENERIC && shared->near;
     ptrdiff_t ahead = c->len > ITSELF ? 0 : SOON;
     W mean = WIDE_SET1(shared->mean);
     NAME(affine_v) v = NAME(split)(shared);
@@ -40,11 +39,11 @@ FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_
         if (flags & FN_RELU) {
             v.scale = SET1((T)p.scale);
             v.shift = SET1((T)p.shift);
-            if (near) BODY(EXACT_SQUARES, 1); else BODY(0, 1);
-        } else if (near) BODY(EXACT_SQUARES, 0);
+            if (near) BODY(1, 1); else BODY(0, 1);
+        } else if (near) BODY(1, 0);
         else BODY(0, 0);
 #undef BODY
-        out[k] = NAME(sums_about)(a, rest);
+        out[k] = NAME(sums_about)(a, shared, near);
     }
 }
 

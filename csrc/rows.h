@@ -230,7 +230,7 @@ FN_INLINE void NAME(clear)(fn_some *v, ptrdiff_t k) {
    fetched meanwhile (layer norm of (2048, 4096) takes two thirds of the time for it). */
 FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int centred, ptrdiff_t ahead, fn_some *v) {
     FOLDED sums[FN_SOME], squares[FN_SOME];
-    double lost[FN_ROWS];
+    double lost[FN_ROWS], squares_lost[FN_ROWS];
     for (ptrdiff_t k = 0; k < rows; k++) {
         const S *row = x + k * len;
         if (!centred) { squares[k] = ACC_FOLDED(NAME(squares_of)(row, len, len == FN_BLOCK ? FN_BLOCK : 0)); continue; }
@@ -240,18 +240,18 @@ FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int
     }
     for (ptrdiff_t k = 0; k < rows; k += FN_ROWS) {
         ptrdiff_t n = rows - k < FN_ROWS ? rows - k : FN_ROWS;
-        ACC_SUMS(squares + k, n, v->square + k, lost);
-        vd square = vd_load(v->square + k), m2 = square;
-        fn_vdd mean = {vd_zero(), vd_zero()};
+        ACC_SUMS(squares + k, n, v->square + k, squares_lost);
+        fn_vdd square = {vd_load(v->square + k), vd_first(vd_load(squares_lost), n)}, mean = {vd_zero(), vd_zero()};
+        vd m2 = vd_add(square.hi, square.lo);
         if (centred) {
             ACC_SUMS(sums + k, n, v->sum + k, lost);
-            fn_vdd sum = {vd_load(v->sum + k), vd_zero()};
+            fn_vdd sum = {vd_load(v->sum + k), vd_first(vd_load(lost), n)};
             mean = vdd_div(sum, vd_set1((double)len));
-            m2 = vd_sub(square, vd_mul(sum.hi, mean.hi));
+            m2 = vdd_about(square, sum, mean);
         }
         vdd_put(v->mean + k, v->mean_lo + k, mean, FN_ROWS);
         vd_store(v->m2 + k, m2);
-        if (!centred || FN_LIKELY(vl_all(vd_at_most(vd_mul(square, vd_set1(FN_KEPT)), m2)))) continue;
+        if (!centred || FN_LIKELY(vl_all(vd_are_kept(m2, square.hi)))) continue;
         for (ptrdiff_t i = k; i < k + n; i++) {
             fn_dd about = {v->mean[i], v->mean_lo[i]};
             if (!fn_is_kept(v->m2[i], v->square[i])) v->m2[i] = NAME(second_look)(x + i * len, len, 1, 0, about);
@@ -281,7 +281,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
         }
-        if (EXACT_SQUARES && len <= FN_BLOCK) NAME(some_moments)(in, some, len, centred, stream ? SOON : 0, &v);
+        if (len <= FN_BLOCK) NAME(some_moments)(in, some, len, centred, stream ? SOON : 0, &v);
         else for (ptrdiff_t k = 0; k < some; k++) {
             fn_moments m;
             NAME(row_moments)(in + k * len, len, centred, &m);

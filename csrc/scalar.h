@@ -44,13 +44,26 @@ FN_INLINE void fn_sums_weigh(fn_sums *a, double gamma, const fn_sums *b) {
     fn_sums w = {s.hi, fn_low(s.lo) + gamma * b->sum_lo, d.hi, fn_low(d.lo) + gamma * b->dot_lo};
     fn_sums_add(a, &w);
 }
-/* Is m2, taken as Σx² - n·mean², known? It may be as little as a millionth of Σx², whose roundings are at worst 2^-46 of it in a
-   block: an eighth of an ULP of float. NaN is not. */
+/* Σx² - Σx·mean. Is it known? It may be as little as a millionth of Σx², whose roundings are at worst 2^-46 of it in a block of
+   floats: an eighth of an ULP. NaN is not, nor what squares beyond the largest double leave. */
 #define FN_KEPT 0x1p-20
-FN_INLINE int fn_is_kept(double m2, double squares) { return m2 >= squares * FN_KEPT; }
+#define FN_LARGEST 0x1.fffffffffffffp1023
+FN_INLINE double fn_about(fn_dd q, fn_dd sum, fn_dd mean) {
+    fn_dd p = fn_two_product(sum.hi, mean.hi), m2 = fn_two_sum(q.hi, -p.hi);
+    return m2.hi + (m2.lo + ((q.lo - p.lo) - (sum.hi * mean.lo + sum.lo * mean.hi)));
+}
+FN_INLINE int fn_is_kept(double m2, double squares) { return m2 >= squares * FN_KEPT && squares <= FN_LARGEST; }
 /* Is the mean so near zero, beside the deviations, that Σg·(x - mean) may be taken as Σg·x - mean·Σg? Its roundings are those of
    Σ|g·x|, and both sums may cancel to less than float's ULP of their terms, so that two deviations is as far as it goes. */
 FN_INLINE int fn_is_near(double mean, double var) { return 4 * var >= mean * mean; }
+
+/* Σg·(x - c) about c + away + low instead, given Σg. */
+FN_INLINE fn_dd fn_moved(fn_dd dot, fn_dd sum, double away, double low) {
+    fn_dd p = fn_two_product(away, sum.hi);
+    dot = fn_dd_add_d(dot, -p.hi);
+    dot.lo -= (fn_low(p.lo) + away * sum.lo) + low * sum.hi;
+    return dot;
+}
 
 /* 2^low ≤ |a| < 2^high, or a = 0. */
 FN_INLINE int fn_within(double a, int low, int high) {

@@ -2,11 +2,11 @@
 
    Included once per (storage S, arithmetic T). The method, per block of at most FN_BLOCK elements, which stays in L1:
 
-     sum = Σx, q = Σx²           in one look, in double: the squares of floats are exact there
+     sum = Σx, q = Σx²           in one look: in double, where the squares of floats are exact; for float64 with what each rounding loses
      m2  = q - sum·mean
 
    That loses what the mean outweighs the deviations by. Where less than a millionth of q would remain (a mean of 1000 standard
-   deviations), and for float64, whose squares no wider type holds, a second look takes the place of the last line:
+   deviations), a second look takes the place of the last line:
 
      c   = fl(mean)                the centre, a constant block's own value exactly
      m2  = Σ(x - c)² - n·(mean - c)²
@@ -33,24 +33,22 @@
 FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
 FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
 
-/* Σx and, where they are exact, Σx²; the squares in two parts, because each addition waits for the last one. */
+/* Σx and Σx²; the squares in two parts, because each addition waits for the last one. */
 typedef struct { ACC sum, even, odd; } NAME(look);
 FN_INLINE NAME(look) NAME(look_zero)(void) { NAME(look) a = {ACC_ZERO(), ACC_ZERO(), ACC_ZERO()}; return a; }
 FN_INLINE NAME(look) NAME(look_at)(NAME(look) a, W x) {
     a.sum = ACC_ADD(a.sum, x);
-    if (EXACT_SQUARES) a.even = ACC_PRODUCT(a.even, x, x);
+    a.even = ACC_PRODUCT(a.even, x, x);
     return a;
 }
 FN_INLINE NAME(look) NAME(look_at4)(NAME(look) a, const S *x, ptrdiff_t step) {
     W x0 = WIDE_AT(x), x1 = WIDE_AT(x + step), x2 = WIDE_AT(x + 2 * step), x3 = WIDE_AT(x + 3 * step);
     a.sum = ACC_ADD4(a.sum, x0, x1, x2, x3);
-    if (EXACT_SQUARES) {
-        a.even = ACC_PRODUCT(ACC_PRODUCT(a.even, x0, x0), x2, x2);
-        a.odd = ACC_PRODUCT(ACC_PRODUCT(a.odd, x1, x1), x3, x3);
-    }
+    a.even = ACC_PRODUCT(ACC_PRODUCT(a.even, x0, x0), x2, x2);
+    a.odd = ACC_PRODUCT(ACC_PRODUCT(a.odd, x1, x1), x3, x3);
     return a;
 }
-FN_INLINE ACC NAME(look_squares)(NAME(look) a) { return EXACT_SQUARES ? ACC_JOIN(a.even, a.odd) : ACC_ZERO(); }
+FN_INLINE ACC NAME(look_squares)(NAME(look) a) { return ACC_JOIN(a.even, a.odd); }
 
 /* One contiguous span; meanwhile what lies `ahead` of it is fetched. */
 FN_INLINE NAME(look) NAME(look_span)(NAME(look) a, const S *x, ptrdiff_t len, ptrdiff_t ahead) {
@@ -87,11 +85,12 @@ FN_OUTLINE double NAME(second_look)(const S *x, ptrdiff_t len, ptrdiff_t count, 
 FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t stride, ptrdiff_t ahead, fn_dd *sum, fn_moments *b) {
     NAME(look) a = NAME(look_zero)();
     for (ptrdiff_t k = 0; k < count; k++) a = NAME(look_span)(a, x + k * stride, len, ahead);
-    double n = (double)(len * count), q = EXACT_SQUARES ? ACC_SUM(NAME(look_squares)(a)).hi : NAN;
+    double n = (double)(len * count);
+    fn_dd q = ACC_SUM(NAME(look_squares)(a));
     *sum = ACC_SUM(a.sum);
     fn_dd mean = fn_dd_div(*sum, n);
-    double m2 = q - sum->hi * mean.hi;
-    if (FN_UNLIKELY(!fn_is_kept(m2, q))) m2 = NAME(second_look)(x, len, count, stride, mean);
+    double m2 = fn_about(q, *sum, mean);
+    if (FN_UNLIKELY(!fn_is_kept(m2, q.hi))) m2 = NAME(second_look)(x, len, count, stride, mean);
     b->n = n;
     b->sum = sum->hi;
     b->sum_lo = sum->lo;
@@ -241,15 +240,10 @@ FN_INLINE NAME(sums) NAME(sums_add)(NAME(sums) a, W g, W x, W mean, int near) {
     return a;
 }
 
-/* Both sums with their low parts; `rest` is the part of the mean that has not yet been subtracted. */
-FN_INLINE fn_sums NAME(sums_of)(NAME(sums) a) {
-    fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
+/* Both sums about the mean with their low parts, given those about its hi part or, with `near`, about zero. */
+FN_INLINE fn_sums NAME(sums_about)(NAME(sums) a, const fn_norm *p, int near) {
+    fn_dd sum = ACC_SUM(a.sum), dot = fn_moved(ACC_SUM(a.dot), sum, near ? p->mean : 0, p->mean_lo);
     fn_sums out = {sum.hi, sum.lo, dot.hi, dot.lo};
-    return out;
-}
-FN_INLINE fn_sums NAME(sums_about)(NAME(sums) a, double rest) {
-    fn_sums out = NAME(sums_of)(a);
-    out.dot_lo -= rest * out.sum;
     return out;
 }
 
@@ -290,7 +284,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
     NAME(affine_v) v = NAME(split)(p);
     W mean = WIDE_SET1(p->mean);
     NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
-    int relu = flags & FN_RELU, near = EXACT_SQUARES && p->near;
+    int relu = flags & FN_RELU, near = !GENERIC && p->near;
     ptrdiff_t most = s.len > SOON ? (s.len - SOON) / LANES * LANES : 0; /* of a span, until the next one is fetched */
     for (ptrdiff_t k = 0; k < s.count; k++) {
         for (ptrdiff_t i = 0, n, o = k * s.stride; i < s.len; i += n, o += n) {
@@ -298,14 +292,14 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
             ptrdiff_t ahead = s.len > ITSELF ? 0 : i < most || k + 1 == s.count ? SOON : s.stride - most;
             n = i < most ? most : s.len - i;
 #define BODY(r, near, has_res, relu) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, near, has_res, relu, ahead)
-            if (GENERIC || near != EXACT_SQUARES) BODY(r, 0, r && relu, relu);
-            else if (!relu) BODY(NULL, EXACT_SQUARES, 0, 0);
-            else if (r) BODY(r, EXACT_SQUARES, 1, 1);
-            else BODY(NULL, EXACT_SQUARES, 0, 1);
+            if (GENERIC || !near) BODY(r, 0, r && relu, relu);
+            else if (!relu) BODY(NULL, 1, 0, 0);
+            else if (r) BODY(r, 1, 1, 1);
+            else BODY(NULL, 1, 0, 1);
 #undef BODY
         }
     }
-    *out = NAME(sums_about)(a, near ? p->mean + p->mean_lo : p->mean_lo);
+    *out = NAME(sums_about)(a, p, near);
 }
 
 /* a·dy + b·(x - mean) + c; given statistics have b = 0, and then x does not matter, be it infinite. */

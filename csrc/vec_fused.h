@@ -1,4 +1,5 @@
-/* The vocabulary's c + a·b with one rounding, whatever the product. Part of vec.h.
+/* The vocabulary's c + a·b with one rounding, whatever the product; of doubles, where c is the product rounded: what that lost.
+   Part of vec.h.
 
    Where the instruction is missing: the product is exact in double, and their sum rounded to double and then to float is the sum
    rounded once, unless the double lies half-way between two floats. Callers see to it that a subnormal result is exact: it
@@ -41,6 +42,32 @@ FN_OUTLINE vf vf_fused(vf c, vf a, vf b) {
     vd_store_float(r, s);
     vd_store_float(r + 8, t);
     return vf_load(r);
+}
+#endif
+
+/* a·b - p, p being a·b rounded: exact, but for products below 2^-969 or beyond the largest double. */
+#if FN_LEVEL == 2 || FN_LEVEL == 3
+FN_INLINE vd vd_lost(vd a, vd b, vd p) {
+    FN_EACH_D(i, a.v[i] = (fn_nd)_mm256_fmsub_pd((__m256d)a.v[i], (__m256d)b.v[i], (__m256d)p.v[i]));
+    return a;
+}
+#elif defined(FN_ARM)
+FN_INLINE vd vd_lost(vd a, vd b, vd p) { return vd_add_exact(vd_sub(vd_zero(), p), a, b); }
+#else
+/* Dekker's splitting, in whose range everything is exact; elsewhere libm's fma, which is as the instruction. */
+FN_INLINE vd vd_split(vd a, vd *low) {
+    vd c = vd_mul(a, vd_set1(134217729.0)), high = vd_sub(c, vd_sub(c, a));
+    *low = vd_sub(a, high);
+    return high;
+}
+FN_OUTLINE vd fn_lost_far(vd a, vd b, vd p) {
+    FN_EACH_D(i, for (int j = 0; j < 2; j++) a.v[i][j] = __builtin_fma(a.v[i][j], b.v[i][j], -p.v[i][j]));
+    return a;
+}
+FN_INLINE vd vd_lost(vd a, vd b, vd p) {
+    if (FN_UNLIKELY(!vl_all(vl_and(vd_within(a, 0x1p-480, 0x1p500), vd_within(b, 0x1p-480, 0x1p500))))) return fn_lost_far(a, b, p);
+    vd al, bl, ah = vd_split(a, &al), bh = vd_split(b, &bl);
+    return vd_add(vd_add(vd_add(vd_sub(vd_mul(ah, bh), p), vd_mul(ah, bl)), vd_mul(al, bh)), vd_mul(al, bl));
 }
 #endif
 

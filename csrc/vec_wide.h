@@ -57,6 +57,35 @@ FN_INLINE void vf_widen(vf a, vd *low, vd *high) {
 FN_INLINE void vf_widen(vf a, vd *low, vd *high) { *low = vf_low(a); *high = vf_high(a); }
 #endif
 
+/* ---- eight vectors of doubles: lane j of vector i becomes lane i of vector j ---- */
+
+#if FN_LEVEL == 2 || FN_LEVEL == 3
+FN_INLINE void fn_transpose4(__m256d *a, __m256d *b, __m256d *c, __m256d *d) {
+    __m256d ab = _mm256_unpacklo_pd(*a, *b), cd = _mm256_unpacklo_pd(*c, *d);
+    __m256d AB = _mm256_unpackhi_pd(*a, *b), CD = _mm256_unpackhi_pd(*c, *d);
+    *a = _mm256_permute2f128_pd(ab, cd, 0x20);
+    *b = _mm256_permute2f128_pd(AB, CD, 0x20);
+    *c = _mm256_permute2f128_pd(ab, cd, 0x31);
+    *d = _mm256_permute2f128_pd(AB, CD, 0x31);
+}
+FN_INLINE void vd_transpose(vd *a) {
+    for (int i = 0; i < 8; i += 4)
+        FN_EACH_D(p, {
+            __m256d r[4] = {(__m256d)a[i].v[p], (__m256d)a[i + 1].v[p], (__m256d)a[i + 2].v[p], (__m256d)a[i + 3].v[p]};
+            fn_transpose4(r, r + 1, r + 2, r + 3);
+            for (int k = 0; k < 4; k++) a[i + k].v[p] = (fn_nd)r[k];
+        });
+    for (int k = 0; k < 4; k++) { fn_nd t = a[k].v[1]; a[k].v[1] = a[k + 4].v[0]; a[k + 4].v[0] = t; }
+}
+#else
+FN_INLINE void vd_transpose(vd *a) {
+    double t[64], u[64];
+    for (int i = 0; i < 8; i++) vd_store(t + 8 * i, a[i]);
+    for (int i = 0; i < 64; i++) u[i] = t[i % 8 * 8 + i / 8];
+    for (int i = 0; i < 8; i++) a[i] = vd_load(u + 8 * i);
+}
+#endif
+
 /* ---- horizontal sum of 8 doubles in one fixed order: i with i+4, i with i+2, i with i+1 ---- */
 
 #if FN_LEVEL == 2 || FN_LEVEL == 3

@@ -48,7 +48,8 @@ cdef extern from "fastnorm.h" nogil:
         void add_runs(const double *s, const double *lo, Py_ssize_t length, Py_ssize_t count, double *to, double *to_lo) noexcept nogil
         void means(const double *sum, const double *sum_lo, double number, Py_ssize_t count, double *mean,
                    double *mean_lo) noexcept nogil
-        int centre(double *m2, const double *m2_lo, const double *sum, const double *mean, Py_ssize_t count) noexcept nogil
+        int centre(double *m2, const double *m2_lo, const double *sum, const double *sum_lo, const double *mean,
+                   const double *mean_lo, Py_ssize_t count) noexcept nogil
         void mend(double *m2, const double *again, Py_ssize_t count) noexcept nogil
         void recentre(double *m2, const double *m2_lo, const double *mean_lo, double number, Py_ssize_t count) noexcept nogil
         void pool_squares(const double *m2, const double *mean, const double *mean_lo, double number, const double *centre,
@@ -81,7 +82,7 @@ cdef extern from "fastnorm.h" nogil:
         void group_grad_apply(const void *dy, const void *x, void *dx, const fn_channels *c, const fn_norm *shared,
                               const fn_grad *g, int flags, Py_ssize_t ahead) noexcept nogil
         void col_sums(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, double *sum, double *sum_lo,
-                      double *square) noexcept nogil
+                      double *square, double *square_lo) noexcept nogil
         void col_squares(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, const double *centre,
                          double *m2) noexcept nogil
         void col_affine(const void *x, const void *residual, void *y, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride,

@@ -30,18 +30,18 @@ cdef void reduce_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memor
     cdef Scratch s = scratch_of(a, memory)
     cdef double n = <double> (z.rows * a.segment)
     if a.segment == 1:
-        job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, out.sum, out.sum_lo, out.m2)
+        job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, out.sum, out.sum_lo, out.m2, s.columns.dot)
         job.ops.channels.means(out.sum, out.sum_lo, n, z.statistics, out.mean, out.mean_lo)
-        if not job.ops.channels.centre(out.m2, NULL, out.sum, out.mean, z.statistics):
+        if not job.ops.channels.centre(out.m2, s.columns.dot, out.sum, out.sum_lo, out.mean, out.mean_lo, z.statistics):
             job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, out.mean, s.columns.sum)
             job.ops.channels.recentre(s.columns.sum, NULL, out.mean_lo, n, z.statistics)
             job.ops.channels.mend(out.m2, s.columns.sum, z.statistics)
         return
-    job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, s.columns.sum, s.columns.sum_lo, s.columns.dot)
+    job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, s.columns.sum, s.columns.sum_lo, s.columns.dot, s.columns.dot_lo)
     job.ops.channels.add_runs(s.columns.sum, s.columns.sum_lo, a.segment, z.statistics, out.sum, out.sum_lo)
-    job.ops.channels.add_runs(s.columns.dot, NULL, a.segment, z.statistics, out.m2, s.runs.m2)
+    job.ops.channels.add_runs(s.columns.dot, s.columns.dot_lo, a.segment, z.statistics, out.m2, s.runs.m2)
     job.ops.channels.means(out.sum, out.sum_lo, n, z.statistics, out.mean, out.mean_lo)
-    if not job.ops.channels.centre(out.m2, s.runs.m2, out.sum, out.mean, z.statistics):
+    if not job.ops.channels.centre(out.m2, s.runs.m2, out.sum, out.sum_lo, out.mean, out.mean_lo, z.statistics):
         spread(out.mean, z.statistics, a.segment, s.columns.dot)
         job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, s.columns.dot, s.columns.sum)
         job.ops.channels.add_runs(s.columns.sum, NULL, a.segment, z.statistics, s.runs.sum, s.runs.m2)
