@@ -90,6 +90,7 @@ def extensions():
             ".".join(path.with_suffix("").parts), [str(path)],
             include_dirs=["csrc", numpy.get_include()],
             depends=["csrc/fastnorm.h"],
+            libraries=[] if sys.platform == "win32" else ["m"],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
         )
 

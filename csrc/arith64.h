@@ -32,7 +32,7 @@
 #define AT_LEAST vd_at_least
 #define ZERO_BELOW vd_zero_below
 #define ADD_EXACT vd_add_exact
-#define MUL_ADD(c, a, b) vd_add(c, vd_mul(a, b)) /* rounded twice: there is nothing wider to compute it softly in */
+#define MUL_ADD vd_fused
 #define NEAREST vd_nearest
 #define SCALED vd_scaled
 #define CARRIER FN_CARRIER64

@@ -22,6 +22,7 @@
 #undef GENERIC
 #undef EACH_COLUMN
 #undef EACH_ABREAST
+#undef EACH_TOGETHER
 #undef EACH_IN_ROW
 #undef EACH_IN_ROW_BY
 #undef COLUMNS_AT_ONCE

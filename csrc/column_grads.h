@@ -76,22 +76,18 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
             fn_fold(q.dot, q.dot_lo, w, m, end.dot, end.dot_lo);
         }
         /* The part of the mean not yet subtracted. */
+#define MOVE(j, n, away, low)                                                                                            \
+    vdd_put(end.dot + (j), end.dot_lo + (j),                                                                             \
+            vdd_moved(vdd_at(end.dot + (j), end.dot_lo + (j), n), vdd_at(end.sum + (j), end.sum_lo + (j), n), away, low), n)
         if (post == 1)
-            EACH_EIGHT(w, {
-                fn_vdd sum = vdd_at(end.sum + k, end.sum_lo + k, n), dot = vdd_at(end.dot + k, end.dot_lo + k, n);
-                vd away = vd_sub(fn_at(p->mean + t + k, n), GET8(centre + k));
-                vdd_put(end.dot + k, end.dot_lo + k, vdd_moved(dot, sum, away, fn_at(p->mean_lo + t + k, n)), n);
-            })
+            EACH_EIGHT(w, MOVE(k, n, vd_sub(fn_at(p->mean + t + k, n), GET8(centre + k)), fn_at(p->mean_lo + t + k, n));)
         else
-            for (ptrdiff_t j = 0, k = first; j < w; k++) {
-                double away = p->mean[k] - (double)centre[j];
-                for (ptrdiff_t last = NAME(channel_end)(k, post, t, w); j < last; j++) {
-                    fn_dd sum = {end.sum[j], end.sum_lo[j]}, dot = {end.dot[j], end.dot_lo[j]};
-                    dot = fn_moved(dot, sum, away, p->mean_lo[k]);
-                    end.dot[j] = dot.hi;
-                    end.dot_lo[j] = dot.lo;
-                }
+            for (ptrdiff_t from = 0, c = first, last; from < w; from = last, c++) {
+                vd away = vd_set1(p->mean[c] - (double)centre[from]), low = vd_set1(p->mean_lo[c]);
+                last = NAME(channel_end)(c, post, t, w);
+                EACH_EIGHT(last - from, MOVE(from + k, n, away, low);)
             }
+#undef MOVE
 #ifdef WIDER
         /* Columns that float cannot hold are done again in double, one by one; the others keep their bits. */
         if (FN_LIKELY(fn_are_plain(p, NULL, first, channels))) continue;
@@ -108,13 +104,39 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
 
 typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAME(col_grads);
 
-FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
-                                         ptrdiff_t stride, ptrdiff_t ahead, const NAME(col_norms) *p, const NAME(col_grads) *q,
-                                         int has_res, int relu, int stream) {
 #define GRAD(g, z, o, n)                                                                                                 \
     V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
     V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
     V z = NAME(combine)(g, xi_##z, v, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
+FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int count, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
+                                         const NAME(col_norms) *p, const NAME(col_grads) *q, int relu, int stream) {
+    const S *res = NULL;
+    const int has_res = 0;
+    ptrdiff_t head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
+#define PART(first, n)                                                                                                   \
+    for (ptrdiff_t k = 0, j = (first); k < count; k++) {                                                                 \
+        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
+        GRAD(g, z, j + k * stride, n)                                                                                    \
+        STORE_N(dx + j + k * stride, z, n);                                                                              \
+    }
+    if (head) PART(0, head)
+    for (ptrdiff_t j = head; j < whole; j += LANES) {
+        NAME(affine_v) v = NAME(col_norm)(p, j);
+        V all[4];
+        EACH_OF(count, k) {
+            if (stream) { fn_prefetch(x + j + k * stride + ahead); fn_prefetch(dy + j + k * stride + ahead); }
+            GRAD(g, z, j + k * stride, LANES)
+            all[k] = z;
+        }
+        EACH_OF(count, k) if (stream) STREAM(dx + j + k * stride, all[k]); else STORE(dx + j + k * stride, all[k]);
+    }
+    if (whole < w) PART(whole, w - whole)
+#undef PART
+}
+
+FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
+                                         ptrdiff_t stride, ptrdiff_t ahead, const NAME(col_norms) *p, const NAME(col_grads) *q,
+                                         int has_res, int relu, int stream) {
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
         fn_prefetch(x + j + ahead);                                                                                      \
@@ -131,40 +153,27 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
         if (dres) STORE_N(dres + j, g, n);                                                                               \
         STORE_N(dx + j, z, n);                                                                                           \
     } while (0)
-    ptrdiff_t r = 0, head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
-    for (; !GENERIC && !stream && !has_res && r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, dx += 4 * stride) {
-        for (ptrdiff_t k = 0, j = 0; k < 4 && head; k++) {
-            NAME(affine_v) v = NAME(col_norm)(p, j);
-            GRAD(g, z, k * stride, head)
-            STORE_N(dx + k * stride, z, head);
-        }
-        for (ptrdiff_t j = head; j < whole; j += LANES) {
-            NAME(affine_v) v = NAME(col_norm)(p, j);
-            GRAD(g0, z0, j, LANES)
-            GRAD(g1, z1, j + stride, LANES)
-            GRAD(g2, z2, j + 2 * stride, LANES)
-            GRAD(g3, z3, j + 3 * stride, LANES)
-            STORE(dx + j, z0);
-            STORE(dx + j + stride, z1);
-            STORE(dx + j + 2 * stride, z2);
-            STORE(dx + j + 3 * stride, z3);
-        }
-        for (ptrdiff_t k = 0, j = whole; k < 4 && j < w; k++) {
-            NAME(affine_v) v = NAME(col_norm)(p, j);
-            GRAD(g, z, j + k * stride, w - j)
-            STORE_N(dx + j + k * stride, z, w - j);
-        }
-    }
+    ptrdiff_t r = 0;
+#define EDGES(count) EACH_OF(stream ? count : 0, k) { fn_prefetch_edge(dx + (count + k) * stride); fn_prefetch_edge(dx + (count + k) * stride + w); }
+#define SOME(count)                                                                                                      \
+    do {                                                                                                                 \
+        EDGES(count)                                                                                                     \
+        NAME(col_grad_apply_some)(dy, x, dx, count, w, stride, ahead, p, q, relu, stream);                               \
+        dy += count * stride, x += count * stride, dx += count * stride;                                                 \
+    } while (0)
+    EACH_TOGETHER(has_res ? 1 : NAME(rows_together)(w, stride, 3, stream), rows, SOME);
     for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
-        if (stream) { fn_prefetch_edge(dx + stride); fn_prefetch_edge(dx + stride + w); }
+        EDGES(1)
         EACH_IN_ROW(dx, w, stream, FULL, PART);
         if (has_res) res += stride;
         if (dres) dres += stride;
     }
+#undef SOME
+#undef EDGES
 #undef PART
 #undef FULL
-#undef GRAD
 }
+#undef GRAD
 
 /* Rows of w columns without gaps, `size` elements in all, streamed. */
 FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,

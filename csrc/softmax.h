@@ -1,7 +1,7 @@
 /* Softmax, log-softmax and the gradients of both and of cross-entropy, a row at a time.
 
    Included once per (storage S, arithmetic T). exp is our own, so that it has the same bits everywhere: n = round(x·log2 e),
-   r = x - n·ln 2 in two steps (Cody and Waite), a polynomial in r by Horner's rule, of floats with fused multiply-adds, and a
+   r = x - n·ln 2 in two steps (Cody and Waite), a polynomial in r by Horner's rule with fused multiply-adds, and a
    scaling by 2^n that rounds once, where the result is subnormal. Near zero four vectors take every step side by side (HOLD keeps
    the order): one alone is a chain of steps, each waiting for the last. Of floats below 1.3 ULP. */
 
@@ -124,7 +124,7 @@ FN_INLINE double NAME(row_exp)(const S *x, T *to, const S *soon, ptrdiff_t len, 
     return s.hi + s.lo;
 }
 FN_OUTLINE double NAME(exps)(const S *x, T *to, ptrdiff_t len, const NAME(pivot) *p) {
-    return p->near ? NAME(row_exp)(x, to, NULL, len, p, 1, sizeof(T) == 8) : NAME(row_exp)(x, to, NULL, len, p, 0, 1);
+    return p->near ? NAME(row_exp)(x, to, NULL, len, p, 1, 0) : NAME(row_exp)(x, to, NULL, len, p, 0, 1);
 }
 /* What lies at `soon` (or NULL) is fetched meanwhile: the row's output, whose lines would be waited for. */
 FN_OUTLINE double NAME(exp_sum)(const S *x, const S *soon, ptrdiff_t len, const NAME(pivot) *p) {

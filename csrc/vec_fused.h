@@ -1,8 +1,8 @@
 /* The vocabulary's c + a·b with one rounding, whatever the product; of doubles, where c is the product rounded: what that lost.
    Part of vec.h.
 
-   Where the instruction is missing: the product is exact in double, and their sum rounded to double and then to float is the sum
-   rounded once, unless the double lies half-way between two floats. Callers see to it that a subnormal result is exact: it
+   Where the instruction is missing: a product of floats is exact in double, and their sum rounded to double and then to float is the
+   sum rounded once, unless the double lies half-way between two floats. Callers see to it that a subnormal result is exact: it
    would be half-way elsewhere. */
 #ifndef FN_VEC_FUSED_H
 #define FN_VEC_FUSED_H
@@ -11,6 +11,7 @@
 
 #if FN_LEVEL == 2 || FN_LEVEL == 3 || defined(FN_ARM)
 FN_INLINE vf vf_fused(vf c, vf a, vf b) { return vf_add_exact(c, a, b); }
+FN_INLINE vd vd_fused(vd c, vd a, vd b) { return vd_add_exact(c, a, b); }
 #else
 /* p + c rounded to odd: the last bit is set where something was lost, so that rounding it again, to float, gives what one rounding
    would (Boldo and Melquiond 2008). */
@@ -68,6 +69,18 @@ FN_INLINE vd vd_lost(vd a, vd b, vd p) {
     if (FN_UNLIKELY(!vl_all(vl_and(vd_within(a, 0x1p-480, 0x1p500), vd_within(b, 0x1p-480, 0x1p500))))) return fn_lost_far(a, b, p);
     vd al, bl, ah = vd_split(a, &al), bh = vd_split(b, &bl);
     return vd_add(vd_add(vd_add(vd_sub(vd_mul(ah, bh), p), vd_mul(ah, bl)), vd_mul(al, bh)), vd_mul(al, bl));
+}
+
+/* Of doubles: the product in two parts, the sum of three numbers in two and a rest, and that rounded to odd before the last addition
+   (Boldo and Melquiond 2008). */
+FN_OUTLINE vd vd_fused(vd c, vd a, vd b) {
+    vd p = vd_mul(a, b), lost = vd_lost(a, b, p);
+    FN_EACH_D(i, {
+        fn_nd t = c.v[i] + lost.v[i], u = t - c.v[i], low = (c.v[i] - (t - u)) + (lost.v[i] - u);
+        fn_nd s = p.v[i] + t, w = s - p.v[i], rest = (p.v[i] - (s - w)) + (t - w);
+        c.v[i] = s + fn_odd_sum(low, rest);
+    });
+    return c;
 }
 #endif
 
