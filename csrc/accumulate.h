@@ -32,8 +32,9 @@ FN_INLINE fn_acc32 acc32_product(fn_acc32 acc, fn_wide a, fn_wide b) {
 FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, fn_wide g, fn_wide x, fn_wide mean) { return wide_add_beside(a, wide_mul(g, wide_sub(x, mean))); }
 /* += (x - c)² */
 FN_INLINE fn_acc32 acc32_square(fn_acc32 a, fn_wide x, fn_wide c) { fn_wide d = wide_sub(x, c); return wide_add(a, wide_mul(d, d)); }
-/* += dy·gamma, and += dy·gamma·(x - mean) */
-FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, fn_wide dy, fn_wide gamma, fn_wide x, fn_wide mean) {
+/* += dy·gamma, and += dy·gamma·(x - mean) or, with `near`, dy·gamma·x */
+FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, fn_wide dy, fn_wide gamma, fn_wide x, fn_wide mean, int near) {
+    (void)near; /* three factors are not exact in double */
     fn_wide g = wide_mul(dy, gamma);
     *sum = acc32_product(*sum, dy, gamma);
     *dot = acc32_dot(*dot, g, x, mean);
@@ -87,11 +88,14 @@ FN_INLINE fn_acc64 acc64_dot_low(fn_acc64 a, vd g, vd g_low, vd x, vd mean) {
 }
 FN_INLINE fn_acc64 acc64_dot(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot_low(a, g, vd_zero(), x, mean); }
 FN_INLINE fn_acc64 acc64_square(fn_acc64 a, vd x, vd c) { return acc64_dot_low(a, vd_sub(x, c), vd_zero(), x, c); }
-FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, vd dy, vd gamma, vd x, vd mean) {
-    vd lost, g = vd_product(dy, gamma, &lost);
+FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, vd dy, vd gamma, vd x, vd mean, int near) {
+    vd lost, low, g = vd_product(dy, gamma, &lost), p;
     *sum = acc64_add(*sum, g);
     sum->e = vd_add(sum->e, lost);
-    *dot = acc64_dot_low(*dot, g, lost, x, mean);
+    if (!near) { *dot = acc64_dot_low(*dot, g, lost, x, mean); return; }
+    p = vd_product(g, x, &low);
+    *dot = acc64_add(*dot, p);
+    dot->e = vd_add(dot->e, vd_add(low, vd_mul(lost, x)));
 }
 /* Lanes i and i+4, then i+2, then i+1, each sum exact. */
 FN_INLINE fn_dd acc64_sum(fn_acc64 a) {

@@ -22,29 +22,45 @@ FN_OUTLINE void NAME(group_affine)(const void *xv, void *yv, const fn_channels *
     }
 }
 
+/* The sums of eight channels are reduced, and moved to the mean, side by side. */
 FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_channels *c, const fn_norm *shared, int flags,
                                       fn_sums *out) {
-    const S *dy = dyv, *x = xv;
     int near = !GENERIC && shared->near;
     ptrdiff_t ahead = c->len > ITSELF ? 0 : SOON;
     W mean = WIDE_SET1(shared->mean);
+    vd away = vd_set1(near ? shared->mean : 0), low = vd_set1(shared->mean_lo);
     NAME(affine_v) v = NAME(split)(shared);
-    for (ptrdiff_t k = 0; k < c->count; k++, x += c->len, dy += c->len) {
-        fn_norm p = fn_channel_norm(shared, c, k);
-#ifdef WIDER
-        if (FN_UNLIKELY(p.wide)) { WIDER(grad_sums)(dy, x, NULL, ONE_SPAN(c->len), &p, flags, out + k); continue; }
-#endif
-        NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
+    for (ptrdiff_t first = 0, n; first < c->count; first += n) {
+        FOLDED sum[8], dot[8];
+        double t[4][8];
+        n = c->count - first < 8 ? c->count - first : 8;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const S *dy = (const S *)dyv + (first + i) * c->len, *x = (const S *)xv + (first + i) * c->len;
+            NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
 #define BODY(near, relu) a = NAME(grad_sums_body)(a, dy, x, NULL, c->len, v, mean, near, 0, relu, ahead)
-        if (flags & FN_RELU) {
-            v.scale = SET1((T)p.scale);
-            v.shift = SET1((T)p.shift);
-            if (near) BODY(1, 1); else BODY(0, 1);
-        } else if (near) BODY(1, 0);
-        else BODY(0, 0);
+            if (flags & FN_RELU) {
+                fn_norm p = fn_channel_norm(shared, c, first + i);
+                v.scale = SET1((T)p.scale);
+                v.shift = SET1((T)p.shift);
+                if (near) BODY(1, 1); else BODY(0, 1);
+            } else if (near) BODY(1, 0);
+            else BODY(0, 0);
 #undef BODY
-        out[k] = NAME(sums_about)(a, shared, near);
+            sum[i] = ACC_FOLDED(a.sum);
+            dot[i] = ACC_FOLDED(a.dot);
+        }
+        ACC_SUMS(sum, n, t[0], t[1]);
+        ACC_SUMS(dot, n, t[2], t[3]);
+        vdd_put(t[2], t[3], vdd_moved(vdd_at(t[2], t[3], n), vdd_at(t[0], t[1], n), away, low), n);
+        for (ptrdiff_t i = 0; i < n; i++) { fn_sums one = {t[0][i], t[1][i], t[2][i], t[3][i]}; out[first + i] = one; }
     }
+#ifdef WIDER
+    for (ptrdiff_t k = 0; k < c->count; k++) {
+        fn_norm p = fn_channel_norm(shared, c, k);
+        if (FN_UNLIKELY(p.wide))
+            WIDER(grad_sums)((const S *)dyv + k * c->len, (const S *)xv + k * c->len, NULL, ONE_SPAN(c->len), &p, flags, out + k);
+    }
+#endif
 }
 
 FN_OUTLINE void NAME(group_grad_apply)(const void *dyv, const void *xv, void *dxv, const fn_channels *c, const fn_norm *shared,

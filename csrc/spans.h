@@ -242,7 +242,9 @@ FN_INLINE NAME(sums) NAME(sums_add)(NAME(sums) a, W g, W x, W mean, int near) {
 
 /* Both sums about the mean with their low parts, given those about its hi part or, with `near`, about zero. */
 FN_INLINE fn_sums NAME(sums_about)(NAME(sums) a, const fn_norm *p, int near) {
-    fn_dd sum = ACC_SUM(a.sum), dot = fn_moved(ACC_SUM(a.dot), sum, near ? p->mean : 0, p->mean_lo);
+    fn_dd sum = ACC_SUM(a.sum), dot = ACC_SUM(a.dot);
+    if (sizeof(T) == 8) dot = fn_moved(dot, sum, near ? p->mean : 0, p->mean_lo);
+    else dot.lo -= (near ? p->mean + p->mean_lo : p->mean_lo) * sum.hi; /* float needs no more */
     fn_sums out = {sum.hi, sum.lo, dot.hi, dot.lo};
     return out;
 }

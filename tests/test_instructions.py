@@ -1,6 +1,6 @@
 """Speed without a clock: instructions per element that the kernels execute, counted by valgrind's callgrind.
 
-Method: one run of a few functions at AVX2 (valgrind knows no AVX-512); counts repeat exactly for a build, and a bound leaves a
+Method: a run of a few functions for each type of arithmetic, at AVX2 (valgrind knows no AVX-512); counts repeat exactly for a build, and a bound leaves a
 quarter for another compiler. What a bound guards is the plan: vectors that fill, loops without a branch or a division per
 element, work per channel that stays small beside the work on its elements.
 """
@@ -25,18 +25,25 @@ def both(name, shape, *arguments, dtype=np.float32, **keywords):
     x, dy = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(2))
     y, ctx = getattr(fn, name + "_forward")(x, *arguments, **keywords)
     getattr(fn, name + "_backward")(dy, ctx)
-one, many = np.ones(16, np.float32), np.ones(1024, np.float32)
-both("batch_norm", (8, 16, 32, 32), None, None, one, one, True)
-both("batch_norm", (128, 1024), None, None, many, many, True)
-both("group_norm", (1, 512, 8, 8), 32, np.ones(512, np.float32), np.ones(512, np.float32), dtype=np.float16)
-both("layer_norm", (128, 1024), 1024, many, many)
-both("softmax", (128, 1024))
-both("dropout", (128, 1024), 0.5, True, seed=1)
+def alike(dtype):
+    one, many = np.ones(16, dtype), np.ones(1024, dtype)
+    both("batch_norm", (8, 16, 32, 32), None, None, one, one, True, dtype=dtype)
+    both("batch_norm", (128, 1024), None, None, many, many, True, dtype=dtype)
+    both("layer_norm", (128, 1024), 1024, many, many, dtype=dtype)
+    both("softmax", (128, 1024), dtype=dtype)
 """
+RUNS = {
+    "f32": """
+alike(np.float32)
+both("group_norm", (1, 512, 8, 8), 32, np.ones(512, np.float32), np.ones(512, np.float32), dtype=np.float16)
+both("dropout", (128, 1024), 0.5, True, seed=1)
+""",
+    "f64": "alike(np.float64)",
+}
 ELEMENTS, CHANNELS = 128 * 1024, 1024
 
 # Instructions per element, by the kernels that share the work; behind each bound what gcc 12 gives.
-BOUNDS = {
+BOUNDS_F32 = {
     ("moments",): 1.7,  # 1.3
     ("affine",): 1.4,  # 1.1
     ("grad_sums",): 2.0,  # 1.6
@@ -50,20 +57,45 @@ BOUNDS = {
     ("dropout",): 17.7,  # 14.2
     ("dropout_grad",): 2.0,  # 1.6
 }
+BOUNDS_F64 = {
+    ("moments",): 7.5,  # 6.0
+    ("affine",): 2.7,  # 2.2
+    ("grad_sums",): 8.2,  # 6.6
+    ("grad_apply",): 4.2,  # 3.3
+    ("col_sums", "col_look_add", "col_affine"): 12.6,  # 10.0
+    ("col_grad_sums", "col_grad_piece", "col_grad_apply"): 14.9,  # 11.9
+    ("rows_forward", "rows_apply", "row_apply"): 11.2,  # 8.9
+    ("some_grad_sums", "rows_grad"): 22.9,  # 18.3
+    ("softmax", "exps"): 15.1,  # 12.1
+}
+BOUNDS = [("f32", kernels, n) for kernels, n in BOUNDS_F32.items()] + [
+    ("f64", kernels, n) for kernels, n in BOUNDS_F64.items()
+]
 PER_CHANNEL = 134  # 107: the loops down columns and the arithmetic on statistics, forward and backward, for 128 rows
 PER_SPAN = 152  # 121: the loops over group norm's 512 channels, forward and backward, beside the kernels
 PER_GROUP = 584  # 467: those kernels, for each channel of 64 halves
 STATISTICS = set("means centre are_near finish multiply slopes accumulate collapse blend are_plain fold".split())
 
 
+Counts = list[tuple[int, str, str]]  # (instructions, function, object file)
+
+
 @pytest.fixture(scope="module")
-def counts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, str]]:
-    """(instructions, function, object file) of one run."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counts]:
     if shutil.which("valgrind") is None or shutil.which("callgrind_annotate") is None:
         pytest.skip("needs valgrind")
     if "avx2" not in core.available_isas():
         pytest.skip("the bounds are for AVX2")
-    out = tmp_path_factory.mktemp("callgrind") / "out"
+    folder = tmp_path_factory.mktemp("callgrind")
+    return {name: count(SCRIPT + run, folder / name) for name, run in RUNS.items()}
+
+
+@pytest.fixture
+def counts(runs: dict[str, Counts]) -> Counts:
+    return runs["f32"]
+
+
+def count(script: str, out: Path) -> Counts:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
@@ -71,7 +103,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, str
         "FASTNORM_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, "-c", SCRIPT]
+    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     table = subprocess.run(
@@ -82,30 +114,30 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, str
     return [(int(m[1].replace(",", "")), m[2], Path(m[3]).name) for m in found if m]
 
 
-@pytest.mark.parametrize("kernels", BOUNDS, ids=" ".join)
-def test_instructions_per_element(kernels: tuple[str, ...], counts: list[tuple[int, str, str]]) -> None:
-    own = {f"{kernel}_f32" for kernel in kernels}
-    total = sum(n for n, function, _ in counts if function.split(".")[0] in own)
-    assert 0 < total <= BOUNDS[kernels] * ELEMENTS, f"{total / ELEMENTS:.2f} instructions per element"
+@pytest.mark.parametrize(("dtype", "kernels", "bound"), BOUNDS, ids=[f"{d}-{' '.join(k)}" for d, k, _ in BOUNDS])
+def test_instructions_per_element(dtype: str, kernels: tuple[str, ...], bound: float, runs: dict[str, Counts]) -> None:
+    own = {f"{kernel}_{dtype}" for kernel in kernels}
+    total = sum(n for n, function, _ in runs[dtype] if function.split(".")[0] in own)
+    assert 0 < total <= bound * ELEMENTS, f"{total / ELEMENTS:.2f} instructions per element"
 
 
-def test_instructions_per_channel(counts: list[tuple[int, str, str]]) -> None:
+def test_instructions_per_channel(counts: Counts) -> None:
     own = {f"fn_{function}" for function in STATISTICS}
     total = sum(n for n, function, file in counts if file.startswith("columns.") or function.split(".")[0] in own)
     assert 0 < total <= PER_CHANNEL * CHANNELS, f"{total / CHANNELS:.0f} instructions per channel"
 
 
-def test_instructions_per_span(counts: list[tuple[int, str, str]]) -> None:
+def test_instructions_per_span(counts: Counts) -> None:
     total = sum(n for n, function, file in counts if file.startswith("spans.") and "pymod" not in function)
     assert 0 < total <= PER_SPAN * 512, f"{total / 512:.0f} instructions per channel"
 
 
-def test_instructions_per_channel_of_a_group(counts: list[tuple[int, str, str]]) -> None:
+def test_instructions_per_channel_of_a_group(counts: Counts) -> None:
     own = {f"group_{kernel}_f16" for kernel in ("affine", "grad_sums", "grad_apply")}
     total = sum(n for n, function, _ in counts if function.split(".")[0] in own)
     assert 0 < total <= PER_GROUP * 512, f"{total / 512:.0f} instructions per channel"
 
 
-def test_one_thread_opens_no_parallel_region(counts: list[tuple[int, str, str]]) -> None:
+def test_one_thread_opens_no_parallel_region(counts: Counts) -> None:
     """A region of one thread costs a team and a system call, as much as a small call takes."""
     assert not [function for _, function, _ in counts if "GOMP_parallel" in function or "kmpc_fork" in function]
