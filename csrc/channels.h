@@ -78,19 +78,24 @@ FN_OUTLINE void fn_recentre(double *m2, const double *m2_lo, const double *mean_
     EACH_EIGHT(count, {
         vd low = fn_at(mean_lo + k, n), square_lo, all_lo;
         vd square = vd_product(low, low, &square_lo), all = vd_product(m, square, &all_lo);
-        fn_vdd q = {fn_at(m2 + k, n), m2_lo ? fn_at(m2_lo + k, n) : zero}, s = vdd_add_d(q, vd_sub(zero, all));
-        vd r = vd_add(s.hi, vd_sub(s.lo, vd_add(all_lo, vd_mul(m, square_lo))));
+        fn_vdd q = {fn_at(m2 + k, n), m2_lo ? fn_at(m2_lo + k, n) : zero}, s = vdd_add_d(q, vd_sub(zero, vd_finite(all)));
+        vd r = vd_add(s.hi, vd_sub(s.lo, vd_finite(vd_add(all_lo, vd_mul(m, square_lo)))));
         fn_put(m2 + k, vd_zero_below(r, zero, r), n);
     })
 }
 
 FN_OUTLINE void fn_pool_squares(const double *m2, const double *mean, const double *mean_lo, double number, const double *centre,
                                 const double *centre_lo, ptrdiff_t count, double *to, double *to_lo) {
-    vd m = vd_set1(number);
+    vd m = vd_set1(number), zero = vd_zero();
     EACH_EIGHT(count, {
-        vd delta = vd_add(vd_sub(fn_at(mean + k, n), fn_at(centre + k, n)), vd_sub(fn_at(mean_lo + k, n), fn_at(centre_lo + k, n)));
+        fn_vdd d = vdd_two_sum(fn_at(mean + k, n), vd_sub(zero, fn_at(centre + k, n))), all;
+        vd low = vd_add(d.lo, vd_sub(fn_at(mean_lo + k, n), fn_at(centre_lo + k, n))), square_lo, lost;
+        vd square = vd_product(d.hi, d.hi, &square_lo);
+        square_lo = vd_add(square_lo, vd_mul(vd_add(d.hi, d.hi), low));
+        all.hi = vd_product(m, square, &lost);
+        all.lo = vd_finite(vd_add(lost, vd_mul(m, square_lo)));
         fn_vdd q = vdd_add_d(vdd_at(to + k, to_lo + k, n), fn_at(m2 + k, n));
-        vdd_put(to + k, to_lo + k, vdd_add_d(q, vd_mul(m, vd_mul(delta, delta))), n);
+        vdd_put(to + k, to_lo + k, vdd_add(q, all), n);
     })
 }
 

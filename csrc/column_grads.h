@@ -108,8 +108,8 @@ typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAM
     V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
     V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
     V z = NAME(combine)(g, xi_##z, v, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
-FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int count, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
-                                         const NAME(col_norms) *p, const NAME(col_grads) *q, int relu, int stream) {
+FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int count, ptrdiff_t w, ptrdiff_t stride,
+                                         const NAME(col_norms) *p, const NAME(col_grads) *q, int relu) {
     const S *res = NULL;
     const int has_res = 0;
     ptrdiff_t head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
@@ -124,11 +124,10 @@ FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int cou
         NAME(affine_v) v = NAME(col_norm)(p, j);
         V all[4];
         EACH_OF(count, k) {
-            if (stream) { fn_prefetch(x + j + k * stride + ahead); fn_prefetch(dy + j + k * stride + ahead); }
             GRAD(g, z, j + k * stride, LANES)
             all[k] = z;
         }
-        EACH_OF(count, k) if (stream) STREAM(dx + j + k * stride, all[k]); else STORE(dx + j + k * stride, all[k]);
+        EACH_OF(count, k) STORE(dx + j + k * stride, all[k]);
     }
     if (whole < w) PART(whole, w - whole)
 #undef PART
@@ -154,22 +153,19 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
         STORE_N(dx + j, z, n);                                                                                           \
     } while (0)
     ptrdiff_t r = 0;
-#define EDGES(count) EACH_OF(stream ? count : 0, k) { fn_prefetch_edge(dx + (count + k) * stride); fn_prefetch_edge(dx + (count + k) * stride + w); }
 #define SOME(count)                                                                                                      \
     do {                                                                                                                 \
-        EDGES(count)                                                                                                     \
-        NAME(col_grad_apply_some)(dy, x, dx, count, w, stride, ahead, p, q, relu, stream);                               \
+        NAME(col_grad_apply_some)(dy, x, dx, count, w, stride, p, q, relu);                                              \
         dy += count * stride, x += count * stride, dx += count * stride;                                                 \
     } while (0)
-    EACH_TOGETHER(has_res ? 1 : NAME(rows_together)(w, stride, 3, stream), rows, SOME);
+    EACH_TOGETHER(stream || has_res ? 1 : NAME(rows_together)(stride, 3), rows, SOME);
     for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
-        EDGES(1)
+        if (stream) { fn_prefetch_edge(dx + stride); fn_prefetch_edge(dx + stride + w); }
         EACH_IN_ROW(dx, w, stream, FULL, PART);
         if (has_res) res += stride;
         if (dres) dres += stride;
     }
 #undef SOME
-#undef EDGES
 #undef PART
 #undef FULL
 }

@@ -5,7 +5,7 @@
    accumulators are loaded and stored once for eight rows; meanwhile the next rows are fetched. Squares are taken in one look or
    two, as in spans.h. Outputs are written several rows at a time, which share the columns' numbers, all loads before the stores: where
    rows lie a multiple of 4 KB apart, a load waits for any recent store to the same column (row by row, twice as slow).
-   Streamed outputs go in whole cache lines; rows without gaps as one run, whose vectors go on into the next row.
+   Streamed outputs go row by row, in whole cache lines; rows without gaps as one run, whose vectors go on into the next row.
    Columns are taken in pieces whose numbers stay in L1. */
 
 #define FN_TILE 512 /* columns whose numbers are in L1 together: at most 7 arrays of float, 14 KB */
@@ -127,12 +127,9 @@ FN_INLINE ptrdiff_t NAME(col_head)(const S *y, ptrdiff_t w) {
     return w >= 4 * LANES ? head : 0;
 }
 
-/* Do rows begin alike within cache lines, so that several can be streamed side by side? */
-FN_INLINE int NAME(rows_alike)(ptrdiff_t stride) { return !GENERIC && LANES == LINE && stride % LINE == 0; }
-
 /* How many lie before the first aligned number: none where rows are streamed one by one. */
 FN_INLINE ptrdiff_t NAME(col_pad_for)(const S *y, ptrdiff_t w, ptrdiff_t stride, int stream) {
-    return stream && w != stride && !NAME(rows_alike)(stride) ? 0 : NAME(col_head)(y, w);
+    return stream && w != stride ? 0 : NAME(col_head)(y, w);
 }
 
 /* The end of channel k, or of the w columns after `from`. */
@@ -228,10 +225,9 @@ FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int s
     return stream && w < left && w > over ? w - over : w;
 }
 
-/* Rows taken together, so that the columns' numbers are loaded less often: four, or two where they are streamed, and where the lines
-   of floats, `arrays` for each row, would share a set of L1 (rows 4 KB apart; gradients take 0.92 of the time). */
-FN_INLINE int NAME(rows_together)(ptrdiff_t w, ptrdiff_t stride, int arrays, int stream) {
-    if (stream) return NAME(rows_alike)(stride) && w >= 4 * LANES ? 2 : 1;
+/* Stored rows taken together, so that the columns' numbers are loaded less often: four, or two where the lines of floats, `arrays` for
+   each row, would share a set of L1 (rows 4 KB apart; gradients take 0.92 of the time). */
+FN_INLINE int NAME(rows_together)(ptrdiff_t stride, int arrays) {
     return GENERIC ? 1 : sizeof(T) == 4 && arrays > 2 && stride * (ptrdiff_t)sizeof(S) % 4096 == 0 ? 2 : 4;
 }
 /* SOME(count) for the rows from r on, while as many are left. */
@@ -242,17 +238,14 @@ FN_INLINE int NAME(rows_together)(ptrdiff_t w, ptrdiff_t stride, int arrays, int
     } while (0)
 
 #define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
-FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
-                                     const NAME(col_norms) *p, int has_res, int relu, int stream) {
+FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, ptrdiff_t w, ptrdiff_t stride,
+                                     const NAME(col_norms) *p, int has_res, int relu) {
     ptrdiff_t head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
     for (ptrdiff_t k = 0, j = 0; k < count && head; k++) STORE_N(y + k * stride, OUT(k * stride, head), head);
     for (ptrdiff_t j = head; j < whole; j += LANES) {
         V z[4];
-        EACH_OF(count, k) {
-            if (stream) fn_prefetch(x + j + k * stride + ahead);
-            z[k] = OUT(j + k * stride, LANES);
-        }
-        EACH_OF(count, k) if (stream) STREAM(y + j + k * stride, z[k]); else STORE(y + j + k * stride, z[k]);
+        EACH_OF(count, k) z[k] = OUT(j + k * stride, LANES);
+        EACH_OF(count, k) STORE(y + j + k * stride, z[k]);
     }
     for (ptrdiff_t k = 0, j = whole; k < count && j < w; k++) STORE_N(y + j + k * stride, OUT(j + k * stride, w - j), w - j);
 }
@@ -262,20 +255,17 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 #define FULL(n) do { fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
     ptrdiff_t r = 0;
-#define EDGES(count) EACH_OF(stream ? count : 0, k) { fn_prefetch_edge(y + (count + k) * stride); fn_prefetch_edge(y + (count + k) * stride + w); }
 #define SOME(count)                                                                                                      \
     do {                                                                                                                 \
-        EDGES(count)                                                                                                     \
-        NAME(col_affine_some)(x, res, y, count, w, stride, ahead, p, has_res, relu, stream);                             \
+        NAME(col_affine_some)(x, res, y, count, w, stride, p, has_res, relu);                                            \
         x += count * stride, y += count * stride, res += has_res ? count * stride : 0;                                   \
     } while (0)
-    EACH_TOGETHER(NAME(rows_together)(w, stride, 2, stream), rows, SOME);
+    EACH_TOGETHER(stream ? 1 : NAME(rows_together)(stride, 2), rows, SOME);
     for (; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0) {
-        EDGES(1)
+        if (stream) { fn_prefetch_edge(y + stride); fn_prefetch_edge(y + stride + w); }
         EACH_IN_ROW(y, w, stream, FULL, PART);
     }
 #undef SOME
-#undef EDGES
 #undef PART
 #undef FULL
 }

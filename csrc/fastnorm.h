@@ -15,8 +15,8 @@
 #define FN_LIKELY(c) __builtin_expect(!!(c), 1)
 #define FN_UNLIKELY(c) __builtin_expect(!!(c), 0)
 
-/* Count, sum and mean (each hi + lo) and sum of squared deviations of a set of values. */
-typedef struct { double n, sum, sum_lo, mean, mean_lo, m2; } fn_moments;
+/* Count, sum and mean and sum of squared deviations (each hi + lo) of a set of values. */
+typedef struct { double n, sum, sum_lo, mean, mean_lo, m2, m2_lo; } fn_moments;
 
 /* y = (x - mean)·scale + shift, one set of numbers for a whole span. `wide` asks for double arithmetic where float would
    overflow or lose everything to underflow (fn_needs_wide); `near` tells grad_sums that the mean is near zero (fn_is_near). */

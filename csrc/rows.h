@@ -212,7 +212,9 @@ FN_OUTLINE void NAME(row_moments)(const void *xv, ptrdiff_t len, int centred, fn
     }
     m->n = (double)len;
     m->sum = m->sum_lo = m->mean = m->mean_lo = 0;
-    m->m2 = q.hi + q.lo;
+    q = fn_two_sum(q.hi, q.lo);
+    m->m2 = q.hi;
+    m->m2_lo = q.lo;
 }
 
 /* Zeros for rows that are not there. */

@@ -57,6 +57,18 @@ FN_INLINE int fn_is_kept(double m2, double squares) { return m2 >= squares * FN_
    Σ|g·x|, and both sums may cancel to less than float's ULP of their terms, so that two deviations is as far as it goes. */
 FN_INLINE int fn_is_near(double mean, double var) { return 4 * var >= mean * mean; }
 
+/* What the distance of the means of n and m values adds to m2 (Chan): (a - b)²·nm/(n + m); of floats in double. */
+FN_INLINE fn_dd fn_between(fn_dd a, fn_dd b, double n, double m) {
+    fn_dd d = fn_two_sum(a.hi, -b.hi), product = fn_two_product(n, m), weight = fn_dd_div(product, n + m);
+    d.lo += a.lo - b.lo;
+    fn_dd square = fn_two_product(d.hi, d.hi), r = fn_two_product(square.hi, weight.hi);
+    r.lo = fn_low(r.lo) + fn_low(square.hi * weight.lo + (square.lo + 2 * d.hi * d.lo) * weight.hi);
+    return r;
+}
+FN_INLINE double fn_between_floats(fn_dd a, fn_dd b, double n, double m) {
+    double delta = (b.hi - a.hi) + (b.lo - a.lo);
+    return delta * delta * (n * m / (n + m));
+}
 /* Σg·(x - c) about c + away + low instead, given Σg. */
 FN_INLINE fn_dd fn_moved(fn_dd dot, fn_dd sum, double away, double low) {
     fn_dd p = fn_two_product(away, sum.hi);

@@ -77,7 +77,7 @@ FN_OUTLINE double NAME(second_look)(const S *x, ptrdiff_t len, ptrdiff_t count, 
     ACC acc = ACC_ZERO();
     for (ptrdiff_t k = 0; k < count; k++) acc = NAME(squares_span)(acc, x + k * stride, len, SET1(c));
     fn_dd q = ACC_SUM(acc);
-    double m2 = (q.hi - (double)(len * count) * (r * r)) + q.lo;
+    double m2 = (q.hi - fn_low((double)(len * count) * (r * r))) + q.lo; /* of squares beyond the largest double infinity is left */
     return m2 < 0 ? 0 : m2;
 }
 
@@ -97,6 +97,7 @@ FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t
     b->mean = mean.hi;
     b->mean_lo = mean.lo;
     b->m2 = m2;
+    b->m2_lo = 0;
 }
 
 FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
@@ -123,22 +124,23 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
             ptrdiff_t ahead = i + piece < s.len ? piece : spans * s.stride - i;
             NAME(block)(x + k * s.stride + i, len, spans, s.stride, ahead, &block_sum, &b);
             if (n > 0) { /* Chan's merge: nothing is added that would have to be taken off again */
-                fn_dd before = fn_dd_div(sum, n);
-                double delta = (b.mean - before.hi) + (b.mean_lo - before.lo);
-                q = fn_dd_add_d(q, delta * delta * (n * b.n / (n + b.n)));
+                fn_dd before = fn_dd_div(sum, n), after = {b.mean, b.mean_lo};
+                if (sizeof(T) == 8) q = fn_dd_add(q, fn_between(before, after, n, b.n));
+                else q = fn_dd_add_d(q, fn_between_floats(before, after, n, b.n));
             }
             sum = fn_dd_add(sum, block_sum);
             q = fn_dd_add_d(q, b.m2);
             n += b.n;
         }
     }
-    fn_dd mean = fn_dd_div(sum, n);
+    fn_dd mean = fn_dd_div(sum, n), m2 = fn_two_sum(q.hi, q.lo);
     out->n = n;
     out->sum = sum.hi;
     out->sum_lo = sum.lo;
     out->mean = mean.hi;
     out->mean_lo = mean.lo;
-    out->m2 = q.hi + q.lo;
+    out->m2 = m2.hi;
+    out->m2_lo = m2.lo;
 }
 
 /* ---- normalization ---- */

@@ -171,3 +171,25 @@ def test_sums_of_ten_million_values_keep_their_digits(rng: np.random.Generator) 
     a, b = exact.LONG(np.float32(0.1)), exact.LONG(np.float32(0.3))
     within(mean, (a + b) / 2, (a + b) / 2, 1, "mean")
     within(var, ((b - a) / 2) ** 2, ((b - a) / 2) ** 2, 2, "variance")
+
+
+def test_blocks_of_millions_of_doubles_keep_their_digits(rng: np.random.Generator) -> None:
+    """Hundreds of partial variances, each near the others: merged in pairs, for their roundings would add up to 5 ULP."""
+    x = rng.standard_normal(65536 * 100 + 77) + 0.1
+    mean, var = fn.moments(x)
+    wide = x.astype(exact.LONG)
+    true_mean = wide.mean()
+    true_var = np.square(wide - true_mean).mean()
+    within(mean, true_mean, np.sqrt(true_var), 1, "mean")
+    within(var, true_var, true_var, 2, "variance")
+
+
+@pytest.mark.parametrize("large", [1e160, 1e200, 1e293, 1e308])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 7), 1), ((7, 2), 0), ((2, 7000), 1), ((7000, 2), 0)])
+def test_squares_beyond_the_largest_double(large: float, shape: tuple[int, ...], axis: int) -> None:
+    """An infinite variance, not NaN: the other numbers and the mean are known."""
+    x = np.zeros(shape)
+    x[(0, 3) if axis else (3, 0)] = large
+    mean, var = fn.moments(x, axis)
+    np.testing.assert_allclose(mean, [large / shape[axis], 0], 1e-15)
+    assert np.array_equal(var, [np.inf, 0])

@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 
 cdef extern from "fastnorm.h" nogil:
     ctypedef struct fn_moments:
-        double n, sum, sum_lo, mean, mean_lo, m2
+        double n, sum, sum_lo, mean, mean_lo, m2, m2_lo
     ctypedef struct fn_norm:
         double mean, mean_lo, scale, shift
         int wide, near

@@ -118,7 +118,7 @@ cdef int columns_moments(const Job *job, fn_moments *out) noexcept nogil:
         failed = every_moment(job, &a, threads, memory, s)
     if not failed:
         for i in range(count):
-            out[i] = fn_moments(statistic_size(job), s.sum[i], s.sum_lo[i], s.mean[i], s.mean_lo[i], s.m2[i])
+            out[i] = fn_moments(statistic_size(job), s.sum[i], s.sum_lo[i], s.mean[i], s.mean_lo[i], s.m2[i], 0)
     free(memory)
     free(numbers)
     return failed
