@@ -89,9 +89,9 @@ FN_OUTLINE void fn_pool_squares(const double *m2, const double *mean, const doub
     vd m = vd_set1(number), zero = vd_zero();
     EACH_EIGHT(count, {
         fn_vdd d = vdd_two_sum(fn_at(mean + k, n), vd_sub(zero, fn_at(centre + k, n))), all;
-        vd low = vd_add(d.lo, vd_sub(fn_at(mean_lo + k, n), fn_at(centre_lo + k, n))), square_lo, lost;
-        vd square = vd_product(d.hi, d.hi, &square_lo);
-        square_lo = vd_add(square_lo, vd_mul(vd_add(d.hi, d.hi), low));
+        d = vdd_two_sum(d.hi, vd_add(d.lo, vd_sub(fn_at(mean_lo + k, n), fn_at(centre_lo + k, n))));
+        vd lost, square_lo, square = vd_product(d.hi, d.hi, &square_lo);
+        square_lo = vd_add(square_lo, vd_mul(vd_add(d.hi, d.hi), d.lo));
         all.hi = vd_product(m, square, &lost);
         all.lo = vd_finite(vd_add(lost, vd_mul(m, square_lo)));
         fn_vdd q = vdd_add_d(vdd_at(to + k, to_lo + k, n), fn_at(m2 + k, n));

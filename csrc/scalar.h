@@ -16,14 +16,26 @@ FN_INLINE fn_dd fn_two_sum(double a, double b) {
 }
 FN_INLINE fn_dd fn_dd_add_d(fn_dd a, double b) { fn_dd s = fn_two_sum(a.hi, b); s.lo += a.lo; return s; }
 FN_INLINE fn_dd fn_dd_add(fn_dd a, fn_dd b) { fn_dd s = fn_two_sum(a.hi, b.hi); s.lo += a.lo + b.lo; return s; }
-/* Exact product by Dekker's splitting, for |a|, |b| below 1e290. */
+/* 2^low ≤ |a| < 2^high, or a = 0. */
+FN_INLINE int fn_within(double a, int low, int high) {
+    uint64_t bits;
+    memcpy(&bits, &a, sizeof bits);
+    return ((bits >> 52 & 0x7ff) - (uint64_t)(1023 + low) < (uint64_t)(high - low)) | (a == 0);
+}
+/* Exact product, as in vec_fused.h: a fused multiply-add tells what the rounded one lost, or Dekker's splitting. */
 FN_INLINE fn_dd fn_two_product(double a, double b) {
-    double ca = 134217729.0 * a, cb = 134217729.0 * b;
-    double ah = ca - (ca - a), al = a - ah, bh = cb - (cb - b), bl = b - bh, p = a * b;
-    fn_dd r = {p, ((ah * bh - p) + ah * bl + al * bh) + al * bl};
+    fn_dd r = {a * b, 0};
+#if !defined(__FMA__) && !defined(__aarch64__)
+    if (FN_LIKELY(fn_within(a, -480, 500) & fn_within(b, -480, 500))) {
+        double ca = 134217729.0 * a, cb = 134217729.0 * b, ah = ca - (ca - a), al = a - ah, bh = cb - (cb - b), bl = b - bh;
+        r.lo = ((ah * bh - r.hi) + ah * bl + al * bh) + al * bl;
+        return r;
+    }
+#endif
+    r.lo = __builtin_fma(a, b, -r.hi);
     return r;
 }
-/* A low part; none beside an infinity, or where splitting overflowed. */
+/* A low part; none beside an infinity. */
 FN_INLINE double fn_low(double x) { return x - x == 0 ? x : 0; }
 /* (hi + lo) / n, hi being the nearest double. */
 FN_INLINE fn_dd fn_dd_div(fn_dd a, double n) {
@@ -60,7 +72,7 @@ FN_INLINE int fn_is_near(double mean, double var) { return 4 * var >= mean * mea
 /* What the distance of the means of n and m values adds to m2 (Chan): (a - b)²·nm/(n + m); of floats in double. */
 FN_INLINE fn_dd fn_between(fn_dd a, fn_dd b, double n, double m) {
     fn_dd d = fn_two_sum(a.hi, -b.hi), product = fn_two_product(n, m), weight = fn_dd_div(product, n + m);
-    d.lo += a.lo - b.lo;
+    d = fn_two_sum(d.hi, d.lo + (a.lo - b.lo)); /* neighbours may differ in their low parts alone */
     fn_dd square = fn_two_product(d.hi, d.hi), r = fn_two_product(square.hi, weight.hi);
     r.lo = fn_low(r.lo) + fn_low(square.hi * weight.lo + (square.lo + 2 * d.hi * d.lo) * weight.hi);
     return r;
@@ -77,12 +89,6 @@ FN_INLINE fn_dd fn_moved(fn_dd dot, fn_dd sum, double away, double low) {
     return dot;
 }
 
-/* 2^low ≤ |a| < 2^high, or a = 0. */
-FN_INLINE int fn_within(double a, int low, int high) {
-    uint64_t bits;
-    memcpy(&bits, &a, sizeof bits);
-    return ((bits >> 52 & 0x7ff) - (uint64_t)(1023 + low) < (uint64_t)(high - low)) | (a == 0);
-}
 /* Far enough from float's limits that a product with data stays inside them. */
 FN_INLINE int fn_is_plain(double a) { return fn_within(a, -100, 100); }
 /* Can float arithmetic hold a, b and c? */

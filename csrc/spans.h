@@ -89,7 +89,7 @@ FN_INLINE void NAME(block)(const S *x, ptrdiff_t len, ptrdiff_t count, ptrdiff_t
     fn_dd q = ACC_SUM(NAME(look_squares)(a));
     *sum = ACC_SUM(a.sum);
     fn_dd mean = fn_dd_div(*sum, n);
-    double m2 = fn_about(q, *sum, mean);
+    double m2 = sizeof(T) == 8 ? fn_about(q, *sum, mean) : q.hi - sum->hi * mean.hi;
     if (FN_UNLIKELY(!fn_is_kept(m2, q.hi))) m2 = NAME(second_look)(x, len, count, stride, mean);
     b->n = n;
     b->sum = sum->hi;
