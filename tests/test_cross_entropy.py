@@ -7,6 +7,7 @@ costs, and the formula (softmax - onehot) / n.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import exact
@@ -172,6 +173,24 @@ def test_smoothing_mixes_with_the_uniform_distribution(rng: np.random.Generator)
     plain, smooth = call.plain(), call.plain(label_smoothing=0.2)
     uniform = -fn.log_softmax(call.x).mean()
     np.testing.assert_allclose(smooth, 0.8 * plain + 0.2 * uniform, 1e-13)
+
+
+def test_totals_of_many_rows_and_classes_do_not_lose(rng: np.random.Generator) -> None:
+    """Σ loss, Σ weight of the rows and of the classes: rounded as their exact sums are, on every version of Python."""
+    weight = np.full(1000, 0.1)
+    weight[0] = 1e12
+    call = problem(rng, (3000, 1000), 1, np.float64, weight=weight)
+    call.arguments["targets"][1:] = np.maximum(call.arguments["targets"][1:], 1)
+    call.arguments["targets"][0] = 0
+    each = call.plain(reduction="none")
+    whole = math.fsum(weight[call.arguments["targets"]])
+    np.testing.assert_allclose(call.plain(), math.fsum(each) / whole, 2.0**-52, 0)
+    np.testing.assert_array_equal(call.plain(reduction="sum"), math.fsum(each))
+    # dlogits = p·Σ weight·s/K - ..., so that the gradient of an unlikely class shows Σ weight of the classes.
+    even = Call("cross_entropy", {"logits": np.zeros((1, 1000)), "targets": np.array([5]), "weight": weight})
+    _, ctx = even.replaced(label_smoothing=1.0, reduction="sum").forward()
+    got = fn.cross_entropy_backward(1.0, ctx).dlogits
+    np.testing.assert_allclose(got[0, 1:], math.fsum(weight) * 1e-6 - 0.1 / 1000, 2e-16, 0)
 
 
 @pytest.mark.parametrize(("reduction", "smoothing"), [*itertools.product(REDUCTIONS, (0.0, 0.1))])
