@@ -45,5 +45,6 @@
 #define exp_terms fn_exp_terms64
 #define COLUMNS_AT_ONCE (FN_NATIVE_D / 16) /* their gamma, dgamma and dbeta in twelve registers */
 #define ROWS_AT_ONCE 1
+#define VECTORS_HELD (FN_LEVEL == 3 ? 8 : 4) /* between loads and stores */
 #define PUT8 vd_store /* eight doubles, rounded to the type of arithmetic */
 #define GET8 vd_load

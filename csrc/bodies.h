@@ -25,8 +25,16 @@
 #undef EACH_TOGETHER
 #undef EACH_IN_ROW
 #undef EACH_IN_ROW_BY
+#undef ONE_HEAD
+#undef ONE_TAIL
+#undef HEADS
+#undef TAILS
 #undef COLUMNS_AT_ONCE
 #undef ROWS_AT_ONCE
+#undef VECTORS_HELD
+#undef AHEAD_OF_STORES
+#undef ALONG
+#undef EACH_TOGETHER
 #undef EACH_IN_RUN
 #undef NEXT
 #undef ROOM

@@ -183,13 +183,14 @@ static const fn_channel_ops FN_CHANNELS = {fn_add_runs, fn_means, fn_centre, fn_
 FN_INLINE vl vl_plain(vd a) { return vd_within(a, 0x1p-100, 0x1p100); }
 
 /* Do channels from .. from + count and their gradients (or NULL) need no wider arithmetic? */
+#define FN_M2_END 0x1.0000000000001p250 /* the number after 2^250, fn_needs_wide's last */
 FN_OUTLINE int fn_are_plain(const fn_norms *p, const fn_grads *g, ptrdiff_t from, ptrdiff_t count) {
-    vd m = vd_set1(p->number), limit = vd_set1(0x1p250);
-    vl all = vd_at_most(vd_zero(), limit);
+    vd m = vd_set1(p->number);
+    vl all = vl_plain(vd_zero());
     EACH_EIGHT(count, {
         ptrdiff_t i = from + k;
-        all = vl_and(all, vl_and(vl_plain(fn_at(p->scale + i, n)), vd_within(fn_at(p->mean + i, n), 0x1p-90, 0x1p125)));
-        all = vl_and(all, vd_at_most(vd_mul(fn_at(p->var + i, n), m), limit));
+        vl norm = vl_and(vl_plain(fn_at(p->scale + i, n)), vd_within(fn_at(p->mean + i, n), 0x1p-90, 0x1p125));
+        all = vl_and(all, vl_and(norm, vd_within(vd_mul(fn_at(p->var + i, n), m), 0, FN_M2_END)));
         if (g) all = vl_and(all, vl_and(vl_plain(fn_at(g->a + i, n)), vl_and(vl_plain(fn_at(g->b + i, n)), vl_plain(fn_at(g->c + i, n)))));
     })
     return vl_all(all);

@@ -33,7 +33,8 @@ FN_INLINE ptrdiff_t NAME(col_piece)(ptrdiff_t width) {
 
 /* Numbers 0 .. w - 1 of an array, repeated m times and for a vector more, which may reach into the next row. */
 FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
-    for (ptrdiff_t j = w; j < m * w + LANES; j++) v[j] = v[j - w];
+    if (w >= LANES) for (ptrdiff_t j = w; j < m * w + LANES; j += LANES) STORE_T(v + j, LOAD_T(v + j - w));
+    else for (ptrdiff_t j = w; j < m * w + LANES; j++) v[j] = v[j - w];
 }
 
 /* ---- sums ---- */
@@ -48,6 +49,8 @@ FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
             for (ptrdiff_t j = done; j < (w); j += LANES) BODY(row, 1, ((w) - j < LANES ? (w) - j : LANES));             \
     } while (0)
 
+/* In rows of a page and more the processor fetches ahead by itself, and help costs a tenth. */
+FN_INLINE int NAME(col_is_helped)(ptrdiff_t stride) { return stride * (ptrdiff_t)sizeof(S) < 4096; }
 FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
     _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) fn_prefetch(p + (rows + r) * stride);
 }
@@ -55,11 +58,12 @@ FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
 FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo,
                                    double *square, double *square_lo) {
     ptrdiff_t r = 0;
+    int fetch = NAME(col_is_helped)(stride);
 #define LOOK(row, rows, n)                                                                                               \
     do {                                                                                                                 \
         NAME(look) a = NAME(look_zero)();                                                                                \
         if (rows == 8) {                                                                                                 \
-            NAME(col_fetch)(x + j, 8, stride);                                                                           \
+            if (fetch) NAME(col_fetch)(x + j, 8, stride);                                                                \
             a = NAME(look_at4)(NAME(look_at4)(a, x + j, stride), x + j + 4 * stride, stride);                            \
         } else a = NAME(look_at)(a, WIDE(NAME(col_load)(x + (row) * stride + j, n)));                                    \
         ACC_PUT(a.sum, sum + j, sum_lo + j, n, 0);                                                                       \
@@ -118,18 +122,13 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
 
 /* Column j's number is at [pad + j], so that the columns where y's vectors are aligned have theirs aligned; there is room for
    a whole vector after the last. */
-#define ROOM (FN_TILE + 2 * LANES)
-typedef struct { T hi[ROOM], lo[ROOM], scale[ROOM], shift[ROOM]; ptrdiff_t pad; } __attribute__((aligned(64))) NAME(col_norms);
+#define ROOM (FN_TILE + LINE + 3 * LANES)
+typedef struct { T hi[ROOM], scale[ROOM], shift[ROOM]; ptrdiff_t pad; } __attribute__((aligned(64))) NAME(col_norms);
 
-/* Columns before y's first aligned vector. */
-FN_INLINE ptrdiff_t NAME(col_head)(const S *y, ptrdiff_t w) {
-    ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)y & (LANES * sizeof(S) - 1)) / sizeof(S));
-    return w >= 4 * LANES ? head : 0;
-}
-
-/* How many lie before the first aligned number: none where rows are streamed one by one. */
-FN_INLINE ptrdiff_t NAME(col_pad_for)(const S *y, ptrdiff_t w, ptrdiff_t stride, int stream) {
-    return stream && w != stride ? 0 : NAME(col_head)(y, w);
+/* Columns before y's first aligned vector: as if there were none where rows are short, or streamed one by one. */
+FN_INLINE ptrdiff_t NAME(col_head)(const S *y, ptrdiff_t w, ptrdiff_t stride, int stream) {
+    if (w < 4 * LANES || (stream && w != stride)) return 0;
+    return (ptrdiff_t)((-(uintptr_t)y & (LANES * sizeof(S) - 1)) / sizeof(S));
 }
 
 /* The end of channel k, or of the w columns after `from`. */
@@ -138,60 +137,76 @@ FN_INLINE ptrdiff_t NAME(channel_end)(ptrdiff_t k, ptrdiff_t post, ptrdiff_t fro
     return end < w ? end : w;
 }
 
-/* The numbers of columns from .. from + w, m times; a channel has `post` columns. */
-FN_INLINE void NAME(col_split)(const fn_norms *p, ptrdiff_t from, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, ptrdiff_t head,
-                               NAME(col_norms) *v) {
-    v->pad = head ? LANES - head : 0;
-    T *his = v->hi + v->pad, *los = v->lo + v->pad, *scales = v->scale + v->pad, *shifts = v->shift + v->pad;
+/* One number for all columns of a channel up to `end`, in whole vectors: those of the next channel come later. */
+FN_INLINE void NAME(fill)(T *to, ptrdiff_t j, ptrdiff_t end, T number) {
+    for (V v = SET1(number); j < end; j += LANES) STORE_T(to + j, v);
+}
+
+/* The piece [t, t + w) of `width` columns, `post` to a channel; m times side by side. */
+typedef struct { ptrdiff_t t, w, width, post, m; } NAME(columns);
+
+/* One number per channel to its columns: from[k], or with `slope` from[k] - lo·slope[k] (`from` may be NULL then: zeros). */
+FN_INLINE void NAME(col_spread_some)(const double *from, const double *slope, const fn_norms *p, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post,
+                                     T *to) {
     if (post == 1)
         EACH_EIGHT(w, {
-            vd mean = fn_at(p->mean + from + k, n);
-            PUT8(his + k, mean);
-            PUT8(los + k, vd_add(vd_sub(mean, GET8(his + k)), fn_at(p->mean_lo + from + k, n)));
-            PUT8(scales + k, fn_at(p->scale + from + k, n));
-            PUT8(shifts + k, p->shift ? fn_at(p->shift + from + k, n) : vd_zero());
+            vd number = from ? fn_at(from + t + k, n) : vd_zero();
+            if (slope) {
+                vd mean = fn_at(p->mean + t + k, n), low;
+                PUT8(to + k, mean);
+                low = vd_add(vd_sub(mean, GET8(to + k)), fn_at(p->mean_lo + t + k, n));
+                number = vd_sub(number, vd_finite(vd_mul(low, fn_at(slope + t + k, n))));
+            }
+            PUT8(to + k, number);
         })
     else
-        for (ptrdiff_t j = 0, k = from / post; j < w; k++) {
-            ptrdiff_t end = NAME(channel_end)(k, post, from, w);
-            T hi = (T)p->mean[k], lo = (T)((p->mean[k] - (double)hi) + p->mean_lo[k]), scale = (T)p->scale[k];
-            T shift = p->shift ? (T)p->shift[k] : 0;
-            for (; j < end; j++) { his[j] = hi; los[j] = lo; scales[j] = scale; shifts[j] = shift; }
+        for (ptrdiff_t j = 0, k = t / post, end; j < w; j = end, k++) {
+            double number = from ? from[k] : 0;
+            end = NAME(channel_end)(k, post, t, w);
+            NAME(fill)(to, j, end, slope ? NAME(shifted)(number, slope[k], NAME(low_of)(p->mean[k], p->mean_lo[k])) : (T)number);
         }
-    NAME(repeat)(his, w, m);
-    NAME(repeat)(los, w, m);
-    NAME(repeat)(scales, w, m);
-    NAME(repeat)(shifts, w, m);
+}
+/* After the numbers of a piece, as it is repeated, come those that begin the next row. */
+FN_INLINE void NAME(col_spread)(const double *from, const double *slope, const fn_norms *p, const NAME(columns) *s, T *to) {
+    NAME(col_spread_some)(from, slope, p, s->t, s->w, s->post, to);
+    if (s->t > 0 && s->t + s->w == s->width) NAME(col_spread_some)(from, slope, p, 0, LANES, s->post, to + s->w);
+    else NAME(repeat)(to, s->w, s->m);
 }
 
-/* The same for one number per channel. */
-FN_INLINE void NAME(col_spread)(const double *from, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post, ptrdiff_t m, T *to) {
-    if (post == 1) EACH_EIGHT(w, PUT8(to + k, fn_at(from + t + k, n));)
-    else
-        for (ptrdiff_t j = 0, k = t / post; j < w; k++)
-            for (ptrdiff_t end = NAME(channel_end)(k, post, t, w); j < end; j++) to[j] = (T)from[k];
-    NAME(repeat)(to, w, m);
+/* What y of these columns takes, or without `affine` the means alone. */
+FN_INLINE void NAME(col_split)(const fn_norms *p, const NAME(columns) *s, ptrdiff_t head, int affine, NAME(col_norms) *v) {
+    v->pad = head ? LANES - head : 0;
+    NAME(col_spread)(p->mean, NULL, p, s, v->hi + v->pad);
+    if (!affine) return;
+    NAME(col_spread)(p->scale, NULL, p, s, v->scale + v->pad);
+    NAME(col_spread)(p->shift, p->scale, p, s, v->shift + v->pad);
 }
 
+/* Does T hold what the columns and their gradients (or NULL) take? */
+FN_INLINE int NAME(col_plain)(const fn_norms *p, const fn_grads *g, ptrdiff_t width, ptrdiff_t post) {
 #ifdef WIDER
-/* Columns from t on that need the same arithmetic, at most w; *wide: it is wider, and they belong to one channel. */
+    return width < 1 || fn_are_plain(p, g, 0, (width - 1) / post + 1);
+#else
+    return (void)p, (void)g, (void)width, (void)post, 1;
+#endif
+}
+#ifdef WIDER
+/* If not: the columns from t on, at most w, that are alike in it. *wide: these need wider arithmetic, and belong to one channel. */
 FN_INLINE ptrdiff_t NAME(col_alike)(const fn_norms *p, const fn_grads *g, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post, int *wide) {
-    ptrdiff_t k = t / post;
-    *wide = 0;
-    if (FN_LIKELY(fn_are_plain(p, g, k, (t + w - 1) / post + 1 - k))) return w;
-    *wide = fn_is_wide(p, g, k);
-    return *wide ? NAME(channel_end)(k, post, t, w) : fn_alike(p, g, t, w, post);
+    *wide = fn_is_wide(p, g, t / post);
+    return *wide ? NAME(channel_end)(t / post, post, t, w) : fn_alike(p, g, t, w, post);
 }
 #endif
 
 FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
     j += p->pad;
-    NAME(affine_v) v = {LOAD_T(p->hi + j), LOAD_T(p->lo + j), LOAD_T(p->scale + j), LOAD_T(p->shift + j)};
+    NAME(affine_v) v = {LOAD_T(p->hi + j), LOAD_T(p->scale + j), LOAD_T(p->shift + j)};
     return v;
 }
 
+FN_INLINE void NAME(col_store)(S *y, V z, ptrdiff_t n) { if (n == LANES) STORE(y, z); else STORE_N(y, z, n); }
 FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) v, int has_res, int relu) {
-    return NAME(activate)(NAME(normalize)(NAME(col_load)(x, n), v), has_res ? NAME(col_load)(res, n) : v.lo, has_res, relu);
+    return NAME(activate)(NAME(normalize)(NAME(col_load)(x, n), v), has_res ? NAME(col_load)(res, n) : v.hi, has_res, relu);
 }
 
 /* ONE(n) over a row of w columns from j = 0, `count` vectors at a time where there are as many: when `lined`, first up to a cache
@@ -219,48 +234,80 @@ FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) 
     } while (0)
 #define NEXT(n) i += (n), j += (n), j -= j >= (w) ? (w) : 0
 
-/* Where a piece of columns ends: when streaming, with a cache line of y, so that no line is written in two pieces. */
+/* Columns before the first aligned vector of rows of w. */
+FN_INLINE ptrdiff_t NAME(head_in)(ptrdiff_t pad, ptrdiff_t w) { return pad && LANES - pad < w ? LANES - pad : 0; }
+
+/* Where a piece of columns ends: with a cache line of y, so that no line is written in two pieces; streamed ones are no longer than w. */
 FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int stream) {
-    ptrdiff_t over = (ptrdiff_t)(((uintptr_t)(y + w) & 63) / sizeof(S));
-    return stream && w < left && w > over ? w - over : w;
+    ptrdiff_t over = (ptrdiff_t)(((uintptr_t)(y + w) & 63) / sizeof(S)), more = over ? LINE - over : 0;
+    if (w == left) return w;
+    if (stream) return w > over ? w - over : w;
+    return w + more < left ? w + more : left;
 }
 
-/* Stored rows taken together, so that the columns' numbers are loaded less often: four, or two where the lines of floats, `arrays` for
-   each row, would share a set of L1 (rows 4 KB apart; gradients take 0.92 of the time). */
-FN_INLINE int NAME(rows_together)(ptrdiff_t stride, int arrays) {
-    return GENERIC ? 1 : sizeof(T) == 4 && arrays > 2 && stride * (ptrdiff_t)sizeof(S) % 4096 == 0 ? 2 : 4;
+/* Stored rows without gaps go on into the next one, so that all their vectors are aligned: the first columns of a row belong to the
+   row before, whose last vector reaches into them. In a piece of the columns, only the first has such a beginning, and the last such
+   an end. (Stored in two parts, at two times, a line costs as much as six: normalizing (128, 1024) took 1.1 of the time.) */
+#define ONE_HEAD 1
+#define ONE_TAIL 2
+#define HEADS(count) (wraps & ONE_HEAD ? r == 0 : (count)) /* of `count` rows from r on */
+#define TAILS(count) (wraps & ONE_TAIL ? r + (count) == rows : (count))
+FN_INLINE int NAME(col_wraps)(const S *y, const NAME(columns) *s, ptrdiff_t stride) {
+    if (GENERIC || s->width != stride || s->m * stride % LANES || NAME(col_head)(y - s->t, s->m * stride, stride, 0) == 0) return 0;
+    return (s->t == 0 ? ONE_HEAD : 0) | (s->t + s->w == s->width ? ONE_TAIL : 0);
 }
-/* SOME(count) for the rows from r on, while as many are left. */
+
+/* Stored rows are taken four together, so that the columns' numbers are loaded less often; or singly where rows lie 4 KB apart and three
+   arrays begin alike, so that a dozen lines would share a set of L1. */
+FN_INLINE int NAME(begin_alike)(const S *a, const S *b) { return ((uintptr_t)a - (uintptr_t)b + 256) % 4096 < 512; }
+FN_INLINE int NAME(rows_together)(ptrdiff_t stride, const S *x, const S *dy, const S *dx) {
+    int alike = NAME(begin_alike)(x, dy) || NAME(begin_alike)(x, dx) || NAME(begin_alike)(dy, dx);
+    return sizeof(T) == 4 && stride * (ptrdiff_t)sizeof(S) % 4096 == 0 && alike ? 1 : 4;
+}
+/* How many vectors of each of `rows` rows are loaded before the first is stored (spans.h says why). */
+#define ALONG(rows) (VECTORS_HELD / (rows) > AHEAD_OF_STORES ? AHEAD_OF_STORES : VECTORS_HELD / (rows))
+/* SOME(count) for all rows from r on. */
 #define EACH_TOGETHER(together, rows, SOME)                                                                              \
     do {                                                                                                                 \
         if ((together) == 4) for (; r + 4 <= (rows); r += 4) SOME(4);                                                    \
-        if ((together) == 2) for (; r + 2 <= (rows); r += 2) SOME(2);                                                    \
+        for (; r < (rows); r++) SOME(1);                                                                                 \
     } while (0)
 
 #define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
+/* `heads`: how many of the rows begin before their first aligned vector; `tails`: how many, the last of them, end with their columns. */
 FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, ptrdiff_t w, ptrdiff_t stride,
-                                     const NAME(col_norms) *p, int has_res, int relu) {
-    ptrdiff_t head = p->pad ? LANES - p->pad : 0, whole = head + (w - head) / LANES * LANES;
-    for (ptrdiff_t k = 0, j = 0; k < count && head; k++) STORE_N(y + k * stride, OUT(k * stride, head), head);
-    for (ptrdiff_t j = head; j < whole; j += LANES) {
-        V z[4];
-        EACH_OF(count, k) z[k] = OUT(j + k * stride, LANES);
-        EACH_OF(count, k) STORE(y + j + k * stride, z[k]);
+                                     const NAME(col_norms) *p, int heads, int tails, int has_res, int relu) {
+    ptrdiff_t head = NAME(head_in)(p->pad, w), whole = head + (w - head) / LANES * LANES;
+#define PART(k, n) NAME(col_store)(y + j + (k) * stride, OUT(j + (k) * stride, n), n)
+    for (ptrdiff_t k = 0, j = 0; k < heads && head; k++) PART(k, head);
+    ptrdiff_t j = head;
+#define WHOLE(along)                                                                                                     \
+    for (; j <= whole - (along) * LANES; j += (along) * LANES) {                                                         \
+        V z[VECTORS_HELD];                                                                                               \
+        EACH_OF(along, i) EACH_OF(count, k) {                                                                            \
+            ptrdiff_t o = j + i * LANES + k * stride;                                                                    \
+            z[i * count + k] = NAME(col_out)(x + o, has_res ? res + o : NULL, LANES, NAME(col_norm)(p, j + i * LANES), has_res, relu); \
+        }                                                                                                                \
+        EACH_OF(count, k) EACH_OF(along, i) STORE(y + j + i * LANES + k * stride, z[i * count + k]);                     \
     }
-    for (ptrdiff_t k = 0, j = whole; k < count && j < w; k++) STORE_N(y + j + k * stride, OUT(j + k * stride, w - j), w - j);
+    WHOLE(ALONG(count))
+    WHOLE(1)
+#undef WHOLE
+    for (ptrdiff_t k = 0, j = whole; k < count && j < w; k++) PART(k, (k < count - tails ? LANES : w - j));
+#undef PART
 }
 
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
-                                     const NAME(col_norms) *p, int has_res, int relu, int stream) {
+                                     const NAME(col_norms) *p, int wraps, int has_res, int relu, int stream) {
 #define FULL(n) do { fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
     ptrdiff_t r = 0;
 #define SOME(count)                                                                                                      \
     do {                                                                                                                 \
-        NAME(col_affine_some)(x, res, y, count, w, stride, p, has_res, relu);                                            \
+        NAME(col_affine_some)(x, res, y, count, w, stride, p, HEADS(count), TAILS(count), has_res, relu);                \
         x += count * stride, y += count * stride, res += has_res ? count * stride : 0;                                   \
     } while (0)
-    EACH_TOGETHER(stream ? 1 : NAME(rows_together)(stride, 2), rows, SOME);
+    if (!GENERIC && !stream) EACH_TOGETHER(4, rows, SOME);
     for (; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0) {
         if (stream) { fn_prefetch_edge(y + stride); fn_prefetch_edge(y + stride + w); }
         EACH_IN_ROW(y, w, stream, FULL, PART);
@@ -284,23 +331,27 @@ FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t si
 FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
                                  const fn_norms *p, ptrdiff_t post, int flags) {
     NAME(col_norms) v;
-    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
+    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM), plain = NAME(col_plain)(p, NULL, width, post);
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0, w; t < width; t += w) {
         const S *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
         S *y = (S *)yv + t;
         w = NAME(col_end)(y, width - t < piece ? width - t : piece, width - t, stream);
 #ifdef WIDER
-        int wide;
-        w = NAME(col_alike)(p, NULL, t, w, post, &wide);
-        if (FN_UNLIKELY(wide)) {
-            fn_norms one = fn_norms_from(p, t / post);
-            WIDER(col_affine)(x, res, y, rows, w, stride, &one, w, flags & FN_RELU);
-            continue;
+        if (FN_UNLIKELY(!plain)) {
+            int wide;
+            w = NAME(col_alike)(p, NULL, t, w, post, &wide);
+            if (wide) {
+                fn_norms one = fn_norms_from(p, t / post);
+                WIDER(col_affine)(x, res, y, rows, w, stride, &one, w, flags & FN_RELU);
+                continue;
+            }
         }
 #endif
         if (w < width) m = 1;
-        NAME(col_split)(p, t, w, post, m, NAME(col_pad_for)(y, w, stride, stream), &v);
+        NAME(columns) s = {t, w, width, post, m};
+        int wraps = plain && !stream ? NAME(col_wraps)(y, &s, stride) : 0;
+        NAME(col_split)(p, &s, NAME(col_head)(y, m * w, stride, stream), 1, &v);
         if (!GENERIC && stream && w == stride && w >= LINE) {
 #define RUN(has_res, relu) NAME(col_affine_run)(x, res, y, rows * w, w, &v, has_res, relu)
             if (res) RUN(1, relu);
@@ -311,7 +362,7 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
         }
 #define BODY(r, has_res, relu, stream) \
     EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, width, \
-                                                &v, has_res, relu, stream))
+                                                &v, a * w % LANES ? 0 : wraps, has_res, relu, stream))
         if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)
         else if (res) { if (stream) BODY(res + done * stride, 1, relu, 1) else BODY(res + done * stride, 1, relu, 0) }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1) else BODY(NULL, 0, 1, 0) }

@@ -10,13 +10,14 @@ FN_OUTLINE void NAME(group_affine)(const void *xv, void *yv, const fn_channels *
     const S *x = xv;
     S *y = yv;
     NAME(affine_v) v = NAME(split)(shared);
+    double lo = NAME(low_of)(shared->mean, shared->mean_lo);
     for (ptrdiff_t k = 0; k < c->count; k++, x += c->len, y += c->len) {
         fn_norm p = fn_channel_norm(shared, c, k);
 #ifdef WIDER
         if (FN_UNLIKELY(p.wide)) { WIDER(affine)(x, NULL, y, ONE_SPAN(c->len), &p, flags, ahead, NULL); continue; }
 #endif
         v.scale = SET1((T)p.scale);
-        v.shift = SET1((T)p.shift);
+        v.shift = SET1(NAME(shifted)(p.shift, p.scale, lo));
         if (flags & FN_RELU) NAME(affine_body)(x, NULL, y, c->len, v, NULL, 0, 0, 1, 0, ahead);
         else NAME(affine_body)(x, NULL, y, c->len, v, NULL, 0, 0, 0, 0, ahead);
     }
@@ -30,6 +31,7 @@ FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_
     W mean = WIDE_SET1(shared->mean);
     vd away = vd_set1(near ? shared->mean : 0), low = vd_set1(shared->mean_lo);
     NAME(affine_v) v = NAME(split)(shared);
+    double lo = NAME(low_of)(shared->mean, shared->mean_lo);
     for (ptrdiff_t first = 0, n; first < c->count; first += n) {
         FOLDED sum[8], dot[8];
         double t[4][8];
@@ -41,7 +43,7 @@ FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_
             if (flags & FN_RELU) {
                 fn_norm p = fn_channel_norm(shared, c, first + i);
                 v.scale = SET1((T)p.scale);
-                v.shift = SET1((T)p.shift);
+                v.shift = SET1(NAME(shifted)(p.shift, p.scale, lo));
                 if (near) BODY(1, 1); else BODY(0, 1);
             } else if (near) BODY(1, 0);
             else BODY(0, 0);
@@ -68,6 +70,7 @@ FN_OUTLINE void NAME(group_grad_apply)(const void *dyv, const void *xv, void *dx
     const S *dy = dyv, *x = xv;
     S *dx = dxv;
     NAME(grad_v) q = NAME(split_grad)(shared, g);
+    double lo = NAME(low_of)(shared->mean, shared->mean_lo);
     for (ptrdiff_t k = 0; k < c->count; k++, x += c->len, dy += c->len, dx += c->len) {
         fn_norm p = fn_channel_norm(shared, c, k);
 #ifdef WIDER
@@ -78,7 +81,7 @@ FN_OUTLINE void NAME(group_grad_apply)(const void *dyv, const void *xv, void *dx
         }
 #endif
         q.a = q.v.scale = SET1((T)p.scale);
-        q.v.shift = SET1((T)p.shift);
+        q.v.shift = SET1(NAME(shifted)(p.shift, p.scale, lo));
         if (flags & FN_RELU) NAME(grad_apply_body)(dy, x, NULL, dx, NULL, c->len, q, NULL, 0, 0, 1, 0, ahead);
         else NAME(grad_apply_body)(dy, x, NULL, dx, NULL, c->len, q, NULL, 0, 0, 0, 0, ahead);
     }

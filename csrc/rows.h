@@ -283,7 +283,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
         }
-        if (len <= FN_BLOCK) NAME(some_moments)(in, some, len, centred, stream ? SOON : 0, &v);
+        if (len <= FN_BLOCK) NAME(some_moments)(in, some, len, centred, stream && len >= 8 * LINE ? SOON : 0, &v);
         else for (ptrdiff_t k = 0; k < some; k++) {
             fn_moments m;
             NAME(row_moments)(in + k * len, len, centred, &m);
@@ -299,7 +299,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             PUT8(q.hi + k, mean);
             PUT8(q.lo + k, vd_add(vd_sub(mean, GET8(q.hi + k)), vd_load(v.mean_lo + k)));
             PUT8(q.rstd + k, rstd);
-            plain &= vl_all(vl_and(vl_plain(rstd), vl_and(vd_within(mean, 0x1p-90, 0x1p125), vd_at_most(m2, vd_set1(0x1p250)))));
+            plain &= vl_all(vl_and(vl_plain(rstd), vl_and(vd_within(mean, 0x1p-90, 0x1p125), vd_within(m2, 0, FN_M2_END))));
             if (!to.rstd) continue;
             ptrdiff_t n = some - k < FN_ROWS ? some - k : FN_ROWS;
             fn_put(to.mean + r + k, mean, n);

@@ -145,20 +145,24 @@ FN_OUTLINE void NAME(moments)(const void *xv, fn_spans s, fn_moments *out) {
 
 /* ---- normalization ---- */
 
-typedef struct { V hi, lo, scale, shift; } NAME(affine_v);
+/* y = (x - mean)·scale + shift = (x - hi)·scale + (shift - lo·scale), hi being the mean in T and lo the rest of it. x - hi is exact
+   where it matters; and as no x but hi lies nearer to the mean than hi does, it is at most twice x - mean. */
+typedef struct { V hi, scale, shift; } NAME(affine_v);
+
+FN_INLINE double NAME(low_of)(double mean, double mean_lo) { return (mean - (double)(T)mean) + mean_lo; }
+
+/* shift - lo·scale */
+FN_INLINE T NAME(shifted)(double shift, double scale, double lo) { return (T)(shift - fn_low(lo * scale)); }
 
 FN_INLINE NAME(affine_v) NAME(split)(const fn_norm *p) {
     NAME(affine_v) v;
-    T hi = (T)p->mean;
-    v.hi = SET1(hi);
-    v.lo = SET1((T)((p->mean - (double)hi) + p->mean_lo));
+    v.hi = SET1((T)p->mean);
     v.scale = SET1((T)p->scale);
-    v.shift = SET1((T)p->shift);
+    v.shift = SET1(NAME(shifted)(p->shift, p->scale, NAME(low_of)(p->mean, p->mean_lo)));
     return v;
 }
 
-/* y = ((x - hi) - lo)·scale + shift: x - hi is exact where it matters, and lo brings the rest of the mean. */
-FN_INLINE V NAME(normalize)(V x, NAME(affine_v) v) { return ADD(MUL(SUB(SUB(x, v.hi), v.lo), v.scale), v.shift); }
+FN_INLINE V NAME(normalize)(V x, NAME(affine_v) v) { return ADD(MUL(SUB(x, v.hi), v.scale), v.shift); }
 
 FN_INLINE V NAME(activate)(V z, V residual, int has_residual, int relu) {
     if (has_residual) z = ADD(ROUND(z), residual);
@@ -169,26 +173,34 @@ FN_INLINE V NAME(activate)(V z, V residual, int has_residual, int relu) {
    comes later writes all of it, the first lanes by the numbers of the spans before. */
 FN_INLINE ptrdiff_t NAME(lanes_before)(ptrdiff_t i) { return i >= 0 ? 0 : -i < LANES ? -i : LANES; }
 
-/* `left`: how many of the last elements are left to others. */
+/* `left`: how many of the last elements are left to others. AHEAD_OF_STORES vectors are loaded before the first is stored: where an
+   output begins a little further into a page than its input, as the second of two new arrays does, a load next to a recent store waits
+   for it (2.3 times as long). */
+#define AHEAD_OF_STORES 4
 FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, NAME(affine_v) v, const NAME(affine_v) *before,
                                  ptrdiff_t left, int has_res, int relu, int stream, ptrdiff_t ahead) {
     ptrdiff_t i = 0, in = NAME(into_line)(y);
-#define OUT(v, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + i, n), v), has_res ? NAME(col_load)(res + i, n) : (v).lo, has_res, relu)
+#define OUT(v, i, n) NAME(activate)(NAME(normalize)(NAME(col_load)(x + (i), n), v), has_res ? NAME(col_load)(res + (i), n) : (v).hi, has_res, relu)
     if (stream && before && in)
-        for (i = -in; i < LINE - in; i += LANES) STREAM(y + i, FIRST_OR(OUT(*before, LANES), OUT(v, LANES), NAME(lanes_before)(i)));
+        for (i = -in; i < LINE - in; i += LANES) STREAM(y + i, FIRST_OR(OUT(*before, i, LANES), OUT(v, i, LANES), NAME(lanes_before)(i)));
     else if (stream || len >= FN_LONG)
         for (ptrdiff_t head = in ? LINE - in : 0, n; i < head && i < len; i += n) {
             n = head - i < LANES ? head - i : LANES - 1;
             if (n > len - i) n = len - i;
-            STORE_N(y + i, OUT(v, n), n);
+            STORE_N(y + i, OUT(v, i, n), n);
         }
     len -= left;
-    for (; i <= len - LANES; i += LANES) {
-        V z = OUT(v, LANES);
-        fn_prefetch(x + i + ahead);
-        if (stream) STREAM(y + i, z); else STORE(y + i, z);
+#define WHOLE(along)                                                                                                     \
+    for (; i <= len - (along) * LANES; i += (along) * LANES) {                                                           \
+        V z[AHEAD_OF_STORES];                                                                                            \
+        EACH_OF(along, k) z[k] = OUT(v, i + k * LANES, LANES);                                                           \
+        EACH_OF(along, k) fn_prefetch(x + i + k * LANES + ahead);                                                        \
+        EACH_OF(along, k) if (stream) STREAM(y + i + k * LANES, z[k]); else STORE(y + i + k * LANES, z[k]);              \
     }
-    if (i < len) { ptrdiff_t n = len - i; STORE_N(y + i, OUT(v, n), n); }
+    if (!GENERIC && !stream) WHOLE(AHEAD_OF_STORES)
+    WHOLE(1)
+#undef WHOLE
+    if (i < len) { ptrdiff_t n = len - i; STORE_N(y + i, OUT(v, i, n), n); }
 #undef OUT
 }
 
@@ -306,32 +318,34 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
     *out = NAME(sums_about)(a, p, near);
 }
 
-/* a·dy + b·(x - mean) + c; given statistics have b = 0, and then x does not matter, be it infinite. */
-FN_INLINE V NAME(combine)(V g, V x, NAME(affine_v) v, V a, V b, V c) {
-    return ADD(ADD(MUL(g, a), NONZERO(b, MUL(SUB(SUB(x, v.hi), v.lo), b))), c);
-}
+/* dx = a·dy + b·(x - mean) + c, with c - b·lo as y's shift; given statistics have b = 0, and then x does not matter, be it infinite. */
+FN_INLINE V NAME(combine)(V g, V x, V hi, V a, V b, V c) { return ADD(ADD(MUL(g, a), NONZERO(b, MUL(SUB(x, hi), b))), c); }
 
 /* What dx takes: the forward's numbers, and a, b and c. */
 typedef struct { NAME(affine_v) v; V a, b, c; } NAME(grad_v);
 FN_INLINE NAME(grad_v) NAME(split_grad)(const fn_norm *p, const fn_grad *g) {
-    NAME(grad_v) r = {NAME(split)(p), SET1((T)g->a), SET1((T)g->b), SET1((T)g->c)};
+    T c = NAME(shifted)(g->c, g->b, NAME(low_of)(p->mean, p->mean_lo));
+    NAME(grad_v) r = {NAME(split)(p), SET1((T)g->a), SET1((T)g->b), SET1(c)};
     return r;
 }
 
 FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t len, NAME(grad_v) q,
                                      const NAME(grad_v) *before, ptrdiff_t left, int has_res, int relu, int stream, ptrdiff_t ahead) {
     ptrdiff_t i = 0, in = NAME(into_line)(dx);
-#define GATED(q, n) \
-    NAME(gate)(NAME(col_load)(dy + i, n), NAME(col_load)(x + i, n), has_res ? NAME(col_load)(res + i, n) : (q).v.lo, (q).v, has_res, relu)
-#define OUT(q, n) NAME(combine)(GATED(q, n), NAME(col_load)(x + i, n), (q).v, (q).a, (q).b, (q).c)
+#define GATED(q, i, n) \
+    NAME(gate)(NAME(col_load)(dy + (i), n), NAME(col_load)(x + (i), n), has_res ? NAME(col_load)(res + (i), n) : (q).v.hi, (q).v, has_res, relu)
+#define OUT(q, g, i, n) NAME(combine)(g, NAME(col_load)(x + (i), n), (q).v.hi, (q).a, (q).b, (q).c)
 #define ONE(n)                                                                                                           \
     do {                                                                                                                 \
-        V g = GATED(q, n), z = NAME(combine)(g, NAME(col_load)(x + i, n), q.v, q.a, q.b, q.c);                           \
+        V g = GATED(q, i, n), z = OUT(q, g, i, n);                                                                       \
         if (dres) STORE_N(dres + i, g, n);                                                                               \
         STORE_N(dx + i, z, n);                                                                                           \
     } while (0)
     if (stream && before && in)
-        for (i = -in; i < LINE - in; i += LANES) STREAM(dx + i, FIRST_OR(OUT(*before, LANES), OUT(q, LANES), NAME(lanes_before)(i)));
+        for (i = -in; i < LINE - in; i += LANES) {
+            V first = OUT(*before, GATED(*before, i, LANES), i, LANES), rest = OUT(q, GATED(q, i, LANES), i, LANES);
+            STREAM(dx + i, FIRST_OR(first, rest, NAME(lanes_before)(i)));
+        }
     else if (stream || len >= FN_LONG)
         for (ptrdiff_t head = in ? LINE - in : 0, n; i < head && i < len; i += n) {
             n = head - i < LANES ? head - i : LANES - 1;
@@ -339,13 +353,23 @@ FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *d
             ONE(n);
         }
     len -= left;
-    for (; i <= len - LANES; i += LANES) {
-        V g = GATED(q, LANES), z = NAME(combine)(g, LOAD(x + i), q.v, q.a, q.b, q.c);
-        fn_prefetch(x + i + ahead);
-        fn_prefetch(dy + i + ahead);
-        if (dres) STORE(dres + i, g);
-        if (stream) STREAM(dx + i, z); else STORE(dx + i, z);
+#define WHOLE(along)                                                                                                     \
+    for (; i <= len - (along) * LANES; i += (along) * LANES) {                                                           \
+        V g[AHEAD_OF_STORES], z[AHEAD_OF_STORES];                                                                        \
+        EACH_OF(along, k) {                                                                                              \
+            g[k] = GATED(q, i + k * LANES, LANES);                                                                       \
+            z[k] = OUT(q, g[k], i + k * LANES, LANES);                                                                   \
+        }                                                                                                                \
+        EACH_OF(along, k) {                                                                                              \
+            fn_prefetch(x + i + k * LANES + ahead);                                                                      \
+            fn_prefetch(dy + i + k * LANES + ahead);                                                                     \
+        }                                                                                                                \
+        if (dres) EACH_OF(along, k) STORE(dres + i + k * LANES, g[k]);                                                   \
+        EACH_OF(along, k) if (stream) STREAM(dx + i + k * LANES, z[k]); else STORE(dx + i + k * LANES, z[k]);            \
     }
+    if (!GENERIC && !stream) WHOLE(AHEAD_OF_STORES)
+    WHOLE(1)
+#undef WHOLE
     if (i < len) { ptrdiff_t n = len - i; ONE(n); }
 #undef ONE
 #undef OUT
