@@ -21,26 +21,38 @@ FN_OUTLINE void fn_fold(const double *s, const double *lo, ptrdiff_t w, ptrdiff_
 
 /* ---- moments ---- */
 
-/* Σ of n neighbours and of what they lost (or NULL). */
-FN_INLINE fn_dd fn_run(const double *s, const double *lo, ptrdiff_t n) {
+/* Σ of the first `whole` of n neighbours, a multiple of 8, and of what they lost (or NULL). */
+FN_INLINE fn_acc64 fn_run(const double *s, const double *lo, ptrdiff_t whole) {
     fn_acc64 acc = acc64_zero();
-    ptrdiff_t i = 0;
-    for (; i <= n - 8; i += 8) {
+    for (ptrdiff_t i = 0; i < whole; i += 8) {
         acc = acc64_add(acc, vd_load(s + i));
         if (lo) acc.e = vd_add(acc.e, vd_load(lo + i));
     }
-    fn_dd r = {0, 0};
-    if (i > 0) r = acc64_sum(acc);
-    for (; i < n; i++) {
-        fn_dd one = {s[i], lo ? lo[i] : 0};
-        r = i > 0 ? fn_dd_add(r, one) : one;
-    }
-    return r;
+    return acc;
 }
 
+/* Eight runs side by side, and the rest one by one: the same sums. */
 FN_OUTLINE void fn_add_runs(const double *s, const double *lo, ptrdiff_t length, ptrdiff_t count, double *to, double *to_lo) {
-    for (ptrdiff_t i = 0; i < count; i++) {
-        fn_dd r = fn_run(s + i * length, lo ? lo + i * length : NULL, length);
+    ptrdiff_t whole = length / 8 * 8, i = 0;
+    for (; i <= count - 8 && whole; i += 8, s += 8 * length, lo += lo ? 8 * length : 0) {
+        fn_acc64 acc[8];
+        double hi[8], rest[8];
+        for (int k = 0; k < 8; k++) acc[k] = fn_run(s + k * length, lo ? lo + k * length : NULL, whole);
+        acc64_sums(acc, 8, hi, rest);
+        fn_vdd r = vdd_at(hi, rest, 8);
+        for (ptrdiff_t j = whole; j < length; j++) {
+            for (int k = 0; k < 8; k++) { hi[k] = s[k * length + j]; rest[k] = lo ? lo[k * length + j] : 0; }
+            r = vdd_add(r, vdd_at(hi, rest, 8));
+        }
+        vdd_put(to + i, to_lo + i, r, 8);
+    }
+    for (; i < count; i++, s += length, lo += lo ? length : 0) {
+        fn_dd r = {0, 0};
+        if (whole) r = acc64_sum(fn_run(s, lo, whole));
+        for (ptrdiff_t j = whole; j < length; j++) {
+            fn_dd one = {s[j], lo ? lo[j] : 0};
+            r = j > 0 ? fn_dd_add(r, one) : one;
+        }
         to[i] = r.hi;
         to_lo[i] = r.lo;
     }
