@@ -1,4 +1,5 @@
-"""Outputs past the cache: streamed stores change times, never a bit, nor a byte beside the output.
+"""How outputs are stored: past the cache, or in vectors that run on into the next row; times change, never a bit, nor a byte beside the
+output.
 
 Method: with the threshold set to one byte small arrays are streamed too, and compared with what is stored plainly; neighbouring
 rows, spans and channels share cache lines in every way that the arrays' places allow.
@@ -143,6 +144,52 @@ def test_short_rows_share_cache_lines(
             for at in ((0, 4), (4, 4), (9, 1), (4, 0), (3, 7)):
                 for one, other in zip(expected, results(*at), strict=True):
                     same_bits(one, other, f"{machine}, x and y at {at}, {fixture}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [(5, 64), (9, 528), (2, 1024), (7, 1088), (6, 2064), (131, 24), (300, 8), (33, 48), (2, 512), (3, 32, 7, 7)],
+)
+def test_rows_run_on_into_the_next(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
+    """Rows without gaps whose lines are not cache lines: stored apart or in place, plain columns or among ones of wider arithmetic."""
+    t, size = dtype_of(dtype), int(np.prod(shape))
+    x, dy = draw(rng, shape, t), draw(rng, shape, t)
+    weight = draw(rng, shape[1:2], np.float64 if dtype == "float64" else np.float32)
+    running = {"running_mean": 0.5 * weight, "running_var": 1 + weight * weight}
+
+    def results(at_x: int, at_dy: int, at_y: int, in_place: bool, training: bool) -> tuple[Array, ...]:
+        (mine, around_x), (upstream, around_dy) = placed(size, shape, t, at_x), placed(size, shape, t, at_dy)
+        (y, around_y), (dx, around_dx) = placed(size, shape, t, at_y), placed(size, shape, t, at_y)
+        mine[...], upstream[...] = x, dy
+        if in_place:
+            dx, around_dx = upstream, around_dy
+        start, again = ({name: value.copy() for name, value in running.items()} for _ in range(2))
+        affine = {"weight": weight, "bias": weight[::-1]}
+        _, ctx = fn.batch_norm_forward(mine, **again, **affine, training=training, activation="relu", out=y)
+        found = fn.batch_norm_backward(upstream, ctx, out=dx)
+        if in_place:
+            y, around_y = mine, around_x
+            fn.batch_norm(mine, **start, **affine, training=training, activation="relu", out=mine)
+        for part, room in ((y, around_y), (dx, around_dx)):
+            assert (room == 7).sum() == room.size - size + (part == 7).sum(), "written beside the output"
+        return y, *found
+
+    for wide in (False, True) if dtype in ("float32", "bfloat16") else (False,):
+        if wide:
+            x[:, 3:4] *= t.type(1e30)
+            x[:, -1:] *= t.type(1e-30)
+        for training in (True, False):
+            expected = results(0, 0, 0, False, training)
+            for machine in machines():
+                for at in ((0, 0, 1), (1, 0, 4), (3, 3, 3), (4, 8, 12), (5, 15, 9), (0, 4, 0)):
+                    for in_place in (False, True):
+                        for one, other in zip(expected, results(*at, in_place, training), strict=True):
+                            same_bits(
+                                one,
+                                other,
+                                f"{machine}, places {at}, wide {wide}, in place {in_place}, training {training}",
+                            )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
