@@ -34,7 +34,6 @@
 #undef VECTORS_HELD
 #undef AHEAD_OF_STORES
 #undef ALONG
-#undef EACH_TOGETHER
 #undef EACH_IN_RUN
 #undef NEXT
 #undef ROOM

@@ -166,10 +166,10 @@ FN_INLINE void NAME(col_spread_some)(const double *from, const double *slope, co
             NAME(fill)(to, j, end, slope ? NAME(shifted)(number, slope[k], NAME(low_of)(p->mean[k], p->mean_lo[k])) : (T)number);
         }
 }
-/* After the numbers of a piece, as it is repeated, come those that begin the next row. */
+/* After the numbers of a piece, as it is repeated, come those that begin the next row (which nobody needs of rows below a vector). */
 FN_INLINE void NAME(col_spread)(const double *from, const double *slope, const fn_norms *p, const NAME(columns) *s, T *to) {
     NAME(col_spread_some)(from, slope, p, s->t, s->w, s->post, to);
-    if (s->t > 0 && s->t + s->w == s->width) NAME(col_spread_some)(from, slope, p, 0, LANES, s->post, to + s->w);
+    if (s->t > 0 && s->t + s->w == s->width && s->width >= LANES) NAME(col_spread_some)(from, slope, p, 0, LANES, s->post, to + s->w);
     else NAME(repeat)(to, s->w, s->m);
 }
 

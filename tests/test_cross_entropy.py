@@ -193,6 +193,16 @@ def test_totals_of_many_rows_and_classes_do_not_lose(rng: np.random.Generator) -
     np.testing.assert_allclose(got[0, 1:], math.fsum(weight) * 1e-6 - 0.1 / 1000, 2e-16, 0)
 
 
+@pytest.mark.parametrize("weight", [np.inf, np.nan])
+def test_the_weight_of_a_class_that_no_target_has_does_not_matter(weight: float, rng: np.random.Generator) -> None:
+    call = problem(rng, (6, 3), 1, np.float32, weight=np.array([1, weight, 2], np.float32))
+    call.arguments["targets"][:] = [0, 2, 2, 0, 0, 2]
+    one = call.replaced(weight=np.array([1, 1, 2], np.float32))
+    (loss, ctx), (expected, same) = call.forward(), one.forward()
+    same_bits(loss, expected)
+    same_bits(call.backward(1.0, ctx).dlogits, one.backward(1.0, same).dlogits)
+
+
 @pytest.mark.parametrize(("reduction", "smoothing"), [*itertools.product(REDUCTIONS, (0.0, 0.1))])
 def test_bad_values_reach_their_row_alone(reduction: str, smoothing: float, rng: np.random.Generator) -> None:
     call = problem(rng, (6, 5), 1, np.float32, reduction=reduction, label_smoothing=smoothing)

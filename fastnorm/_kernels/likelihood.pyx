@@ -91,7 +91,7 @@ cdef void grad_of_row(const Likelihood *job, Py_ssize_t r, double scale, char *d
     hit = scale * (1 - job.smoothing) * job.weight[t]
     spread = scale * job.smoothing / <double> job.len
     job.ops.cross_entropy_grad(job.x + o, dx + o, job.len, job.stat[2 * r], job.stat[2 * r + 1],
-                               hit + spread * job.weight_sum, spread, job.weight if spread != 0 else NULL, t, hit)
+                               hit + (spread * job.weight_sum if spread != 0 else 0), spread, job.weight if spread != 0 else NULL, t, hit)
 
 
 cdef void cross_entropy_grad_rows(const Likelihood *job, const double *scale, char *dx) noexcept nogil:
