@@ -27,7 +27,7 @@ class Pair:
         return _renormalized(s, (self.hi - (s - t)) + (other.hi - t) + (self.lo + other.lo))
 
     def __sub__(self, other: Pair) -> Pair:
-        return self + Pair(-other.hi, -other.lo)
+        return self + _part(-other.hi, -other.lo)
 
     def __mul__(self, other: Pair) -> Pair:
         p = self.hi * other.hi
@@ -38,23 +38,33 @@ class Pair:
     def mean(self, axis: int) -> Pair:
         """The mean along an axis, kept: sums of halves, so that its digits are those of a short sum."""
         hi, lo = np.moveaxis(self.hi, axis, 0), np.moveaxis(self.lo, axis, 0)
-        n, rest = hi.shape[0], Pair(hi, lo)
+        n, rest = hi.shape[0], _part(hi, lo)
         while rest.hi.shape[0] > 1:
             half, odd = divmod(rest.hi.shape[0], 2)
-            total = Pair(rest.hi[:half], rest.lo[:half]) + Pair(rest.hi[half : 2 * half], rest.lo[half : 2 * half])
+            total = _part(rest.hi[:half], rest.lo[:half]) + _part(rest.hi[half : 2 * half], rest.lo[half : 2 * half])
             if odd:
-                total = Pair(np.append(total.hi, rest.hi[-1:], 0), np.append(total.lo, rest.lo[-1:], 0))
+                total = _part(np.append(total.hi, rest.hi[-1:], 0), np.append(total.lo, rest.lo[-1:], 0))
             rest = total
         q = (rest.hi + rest.lo) / n
         r = rest - Pair(q) * Pair(float(n))
         quotient = _renormalized(q, (r.hi + r.lo) / n)
-        return Pair(np.moveaxis(quotient.hi, 0, axis), np.moveaxis(quotient.lo, 0, axis))
+        return _part(np.moveaxis(quotient.hi, 0, axis), np.moveaxis(quotient.lo, 0, axis))
+
+
+def _part(hi: Array, lo: Array) -> Pair:
+    """Of a pair, or its negative: whose low part is in order."""
+    r = Pair.__new__(Pair)
+    r.hi, r.lo = hi, lo
+    return r
 
 
 def _renormalized(hi: Array, lo: Array) -> Pair:
-    lo = np.where(np.isfinite(lo), lo, 0.0)  # what an infinity or an overflow of a half leaves has no meaning
-    s = hi + lo
-    return Pair(s, lo - (s - hi))
+    finite = np.isfinite(lo)  # what an infinity or an overflow of a half leaves has no meaning
+    if not finite.all():
+        lo = np.where(finite, lo, 0.0)
+    s = np.asarray(hi + lo)
+    low = np.asarray(lo - (s - hi))
+    return _part(s, low) if np.isfinite(s).all() else Pair(s, low)
 
 
 def _halves(a: Array) -> tuple[Array, Array]:
