@@ -25,10 +25,6 @@
 #undef EACH_TOGETHER
 #undef EACH_IN_ROW
 #undef EACH_IN_ROW_BY
-#undef ONE_HEAD
-#undef ONE_TAIL
-#undef HEADS
-#undef TAILS
 #undef COLUMNS_AT_ONCE
 #undef ROWS_AT_ONCE
 #undef VECTORS_HELD

@@ -59,8 +59,8 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
         fn_planes end = {to.sum + t, to.sum_lo + t, to.dot + t, to.dot_lo + t}, q = {room[0], room[1], room[2], room[3]};
         if (m == 1) q = end;
         int near = !GENERIC && fn_are_near(p, first, channels);
-        NAME(columns) piece_of = {t, w, width, post, m};
-        if (GENERIC || relu || !near) NAME(col_split)(p, &piece_of, 0, relu, &v); /* or else nobody looks at it */
+        NAME(columns) s = {t, w, post, m};
+        if (GENERIC || relu || !near) NAME(col_split)(p, s, 0, relu, &v); /* or else nobody looks at it */
         if (near) memset(centre, 0, (size_t)(w + LANES) * sizeof(T)); else NAME(col_centres)(p, t, w, post, m, v.hi, centre);
         double *const sums[] = {q.sum, q.sum_lo, q.dot, q.dot_lo};
         for (int i = 0; i < 4; i++) memset(sums[i], 0, (size_t)(m * w) * sizeof(double));
@@ -110,7 +110,7 @@ typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAM
     V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
     V z = NAME(combine)(g, xi_##z, v.hi, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
 FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int count, ptrdiff_t w, ptrdiff_t stride,
-                                         const NAME(col_norms) *p, const NAME(col_grads) *q, int heads, int tails, int relu) {
+                                         const NAME(col_norms) *p, const NAME(col_grads) *q, int relu) {
     const S *res = NULL;
     const int has_res = 0;
     ptrdiff_t head = NAME(head_in)(p->pad, w), whole = head + (w - head) / LANES * LANES;
@@ -118,9 +118,9 @@ FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int cou
     do {                                                                                                                 \
         NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
         GRAD(g, z, j + (k) * stride, n)                                                                                  \
-        NAME(col_store)(dx + j + (k) * stride, z, n);                                                                    \
+        STORE_N(dx + j + (k) * stride, z, n);                                                                            \
     } while (0)
-    for (ptrdiff_t k = 0, j = 0; k < heads && head; k++) PART(k, head);
+    for (ptrdiff_t k = 0, j = 0; k < count && head; k++) PART(k, head);
     ptrdiff_t from = head;
 #define WHOLE(along)                                                                                                     \
     for (; from <= whole - (along) * LANES; from += (along) * LANES) {                                                   \
@@ -138,13 +138,13 @@ FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int cou
     WHOLE(ALONG(count))
     WHOLE(1)
 #undef WHOLE
-    for (ptrdiff_t k = 0, j = whole; k < count && j < w; k++) PART(k, (k < count - tails ? LANES : w - j));
+    for (ptrdiff_t k = 0, j = whole; k < count && j < w; k++) PART(k, w - j);
 #undef PART
 }
 
 FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
                                          ptrdiff_t stride, ptrdiff_t ahead, const NAME(col_norms) *p, const NAME(col_grads) *q,
-                                         int wraps, int has_res, int relu, int stream) {
+                                         int has_res, int relu, int stream) {
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
         fn_prefetch(x + j + ahead);                                                                                      \
@@ -164,7 +164,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
     ptrdiff_t r = 0;
 #define SOME(count)                                                                                                      \
     do {                                                                                                                 \
-        NAME(col_grad_apply_some)(dy, x, dx, count, w, stride, p, q, HEADS(count), TAILS(count), relu);                  \
+        NAME(col_grad_apply_some)(dy, x, dx, count, w, stride, p, q, relu);                                              \
         dy += count * stride, x += count * stride, dx += count * stride;                                                 \
     } while (0)
     if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, x, dy, dx), rows, SOME);
@@ -201,31 +201,28 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
                                      int flags) {
     NAME(col_norms) v;
     NAME(col_grads) q;
-    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM), plain = NAME(col_plain)(p, g, width, post);
+    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0, w; t < width; t += w) {
         const S *dy = (const S *)dyv + t, *x = (const S *)xv + t, *res = rv && relu ? (const S *)rv + t : NULL;
         S *dx = (S *)dxv + t, *dres = drv && res ? (S *)drv + t : NULL;
         w = NAME(col_end)(dx, width - t < piece ? width - t : piece, width - t, stream);
 #ifdef WIDER
-        if (FN_UNLIKELY(!plain)) {
-            int wide;
-            w = NAME(col_alike)(p, g, t, w, post, &wide);
-            if (wide) {
-                fn_norms one = fn_norms_from(p, t / post);
-                fn_grads slope = fn_grads_from(g, t / post);
-                WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, &one, &slope, w, relu);
-                continue;
-            }
+        int wide;
+        w = NAME(col_alike)(p, g, t, w, post, &wide);
+        if (FN_UNLIKELY(wide)) {
+            fn_norms one = fn_norms_from(p, t / post);
+            fn_grads slope = fn_grads_from(g, t / post);
+            WIDER(col_grad_apply)(dy, x, res, dx, dres, rows, w, stride, &one, &slope, w, relu);
+            continue;
         }
 #endif
         if (w < width) m = 1;
-        NAME(columns) s = {t, w, width, post, m};
-        int wraps = plain && !stream && !res ? NAME(col_wraps)(dx, &s, stride) : 0;
-        NAME(col_split)(p, &s, NAME(col_head)(dx, m * w, stride, stream && !res), relu, &v);
-        NAME(col_spread)(g->a, NULL, p, &s, q.a + v.pad);
-        NAME(col_spread)(g->b, NULL, p, &s, q.b + v.pad);
-        NAME(col_spread)(g->c, g->b, p, &s, q.c + v.pad);
+        NAME(columns) s = {t, w, post, m};
+        NAME(col_split)(p, s, NAME(col_head)(dx, m * w, stride, stream && !res), relu, &v);
+        NAME(col_spread)(g->a, NULL, p, s, q.a + v.pad);
+        NAME(col_spread)(g->b, NULL, p, s, q.b + v.pad);
+        NAME(col_spread)(g->c, g->b, p, s, q.c + v.pad);
         if (!GENERIC && stream && !res && w == stride && w >= LINE) {
             if (relu) NAME(col_grad_apply_run)(dy, x, dx, rows * w, w, &v, &q, 1);
             else NAME(col_grad_apply_run)(dy, x, dx, rows * w, w, &v, &q, 0);
@@ -233,8 +230,7 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
         }
 #define BODY(r, dr, has_res, relu, stream)                                                                               \
     EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
-                                                    a * w, a * stride, width, &v, &q, a * w % LANES ? 0 : wraps, has_res, relu, \
-                                                    stream))
+                                                    a * w, a * stride, width, &v, &q, has_res, relu, stream))
         if (GENERIC || res)
             BODY(res ? res + done * stride : NULL, dres ? dres + done * stride : NULL, res != NULL, relu, 0)
         else if (relu) { if (stream) BODY(NULL, NULL, 0, 1, 1) else BODY(NULL, NULL, 0, 1, 0) }

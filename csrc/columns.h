@@ -142,12 +142,12 @@ FN_INLINE void NAME(fill)(T *to, ptrdiff_t j, ptrdiff_t end, T number) {
     for (V v = SET1(number); j < end; j += LANES) STORE_T(to + j, v);
 }
 
-/* The piece [t, t + w) of `width` columns, `post` to a channel; m times side by side. */
-typedef struct { ptrdiff_t t, w, width, post, m; } NAME(columns);
+/* The piece [t, t + w) of columns, `post` to a channel; m times side by side. */
+typedef struct { ptrdiff_t t, w, post, m; } NAME(columns);
 
 /* One number per channel to its columns: from[k], or with `slope` from[k] - lo·slope[k] (`from` may be NULL then: zeros). */
-FN_INLINE void NAME(col_spread_some)(const double *from, const double *slope, const fn_norms *p, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post,
-                                     T *to) {
+FN_INLINE void NAME(col_spread)(const double *from, const double *slope, const fn_norms *p, NAME(columns) s, T *to) {
+    const ptrdiff_t t = s.t, w = s.w, post = s.post;
     if (post == 1)
         EACH_EIGHT(w, {
             vd number = from ? fn_at(from + t + k, n) : vd_zero();
@@ -165,16 +165,11 @@ FN_INLINE void NAME(col_spread_some)(const double *from, const double *slope, co
             end = NAME(channel_end)(k, post, t, w);
             NAME(fill)(to, j, end, slope ? NAME(shifted)(number, slope[k], NAME(low_of)(p->mean[k], p->mean_lo[k])) : (T)number);
         }
-}
-/* After the numbers of a piece, as it is repeated, come those that begin the next row (which nobody needs of rows below a vector). */
-FN_INLINE void NAME(col_spread)(const double *from, const double *slope, const fn_norms *p, const NAME(columns) *s, T *to) {
-    NAME(col_spread_some)(from, slope, p, s->t, s->w, s->post, to);
-    if (s->t > 0 && s->t + s->w == s->width && s->width >= LANES) NAME(col_spread_some)(from, slope, p, 0, LANES, s->post, to + s->w);
-    else NAME(repeat)(to, s->w, s->m);
+    NAME(repeat)(to, w, s.m);
 }
 
 /* What y of these columns takes, or without `affine` the means alone. */
-FN_INLINE void NAME(col_split)(const fn_norms *p, const NAME(columns) *s, ptrdiff_t head, int affine, NAME(col_norms) *v) {
+FN_INLINE void NAME(col_split)(const fn_norms *p, NAME(columns) s, ptrdiff_t head, int affine, NAME(col_norms) *v) {
     v->pad = head ? LANES - head : 0;
     NAME(col_spread)(p->mean, NULL, p, s, v->hi + v->pad);
     if (!affine) return;
@@ -182,19 +177,14 @@ FN_INLINE void NAME(col_split)(const fn_norms *p, const NAME(columns) *s, ptrdif
     NAME(col_spread)(p->shift, p->scale, p, s, v->shift + v->pad);
 }
 
-/* Does T hold what the columns and their gradients (or NULL) take? */
-FN_INLINE int NAME(col_plain)(const fn_norms *p, const fn_grads *g, ptrdiff_t width, ptrdiff_t post) {
 #ifdef WIDER
-    return width < 1 || fn_are_plain(p, g, 0, (width - 1) / post + 1);
-#else
-    return (void)p, (void)g, (void)width, (void)post, 1;
-#endif
-}
-#ifdef WIDER
-/* If not: the columns from t on, at most w, that are alike in it. *wide: these need wider arithmetic, and belong to one channel. */
+/* Columns from t on that need the same arithmetic, at most w; *wide: it is wider, and they belong to one channel. */
 FN_INLINE ptrdiff_t NAME(col_alike)(const fn_norms *p, const fn_grads *g, ptrdiff_t t, ptrdiff_t w, ptrdiff_t post, int *wide) {
-    *wide = fn_is_wide(p, g, t / post);
-    return *wide ? NAME(channel_end)(t / post, post, t, w) : fn_alike(p, g, t, w, post);
+    ptrdiff_t k = t / post;
+    *wide = 0;
+    if (FN_LIKELY(fn_are_plain(p, g, k, (t + w - 1) / post + 1 - k))) return w;
+    *wide = fn_is_wide(p, g, k);
+    return *wide ? NAME(channel_end)(k, post, t, w) : fn_alike(p, g, t, w, post);
 }
 #endif
 
@@ -204,7 +194,6 @@ FN_INLINE NAME(affine_v) NAME(col_norm)(const NAME(col_norms) *p, ptrdiff_t j) {
     return v;
 }
 
-FN_INLINE void NAME(col_store)(S *y, V z, ptrdiff_t n) { if (n == LANES) STORE(y, z); else STORE_N(y, z, n); }
 FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) v, int has_res, int relu) {
     return NAME(activate)(NAME(normalize)(NAME(col_load)(x, n), v), has_res ? NAME(col_load)(res, n) : v.hi, has_res, relu);
 }
@@ -245,18 +234,6 @@ FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int s
     return w + more < left ? w + more : left;
 }
 
-/* Stored rows without gaps go on into the next one, so that all their vectors are aligned: the first columns of a row belong to the
-   row before, whose last vector reaches into them. In a piece of the columns, only the first has such a beginning, and the last such
-   an end. (Stored in two parts, at two times, a line costs as much as six: normalizing (128, 1024) took 1.1 of the time.) */
-#define ONE_HEAD 1
-#define ONE_TAIL 2
-#define HEADS(count) (wraps & ONE_HEAD ? r == 0 : (count)) /* of `count` rows from r on */
-#define TAILS(count) (wraps & ONE_TAIL ? r + (count) == rows : (count))
-FN_INLINE int NAME(col_wraps)(const S *y, const NAME(columns) *s, ptrdiff_t stride) {
-    if (GENERIC || s->width != stride || s->m * stride % LANES || NAME(col_head)(y - s->t, s->m * stride, stride, 0) == 0) return 0;
-    return (s->t == 0 ? ONE_HEAD : 0) | (s->t + s->w == s->width ? ONE_TAIL : 0);
-}
-
 /* Stored rows are taken four together, so that the columns' numbers are loaded less often; or singly where rows lie 4 KB apart and three
    arrays begin alike, so that a dozen lines would share a set of L1. */
 FN_INLINE int NAME(begin_alike)(const S *a, const S *b) { return ((uintptr_t)a - (uintptr_t)b + 256) % 4096 < 512; }
@@ -274,12 +251,10 @@ FN_INLINE int NAME(rows_together)(ptrdiff_t stride, const S *x, const S *dy, con
     } while (0)
 
 #define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
-/* `heads`: how many of the rows begin before their first aligned vector; `tails`: how many, the last of them, end with their columns. */
 FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, ptrdiff_t w, ptrdiff_t stride,
-                                     const NAME(col_norms) *p, int heads, int tails, int has_res, int relu) {
+                                     const NAME(col_norms) *p, int has_res, int relu) {
     ptrdiff_t head = NAME(head_in)(p->pad, w), whole = head + (w - head) / LANES * LANES;
-#define PART(k, n) NAME(col_store)(y + j + (k) * stride, OUT(j + (k) * stride, n), n)
-    for (ptrdiff_t k = 0, j = 0; k < heads && head; k++) PART(k, head);
+    for (ptrdiff_t k = 0, j = 0; k < count && head; k++) STORE_N(y + k * stride, OUT(k * stride, head), head);
     ptrdiff_t j = head;
 #define WHOLE(along)                                                                                                     \
     for (; j <= whole - (along) * LANES; j += (along) * LANES) {                                                         \
@@ -293,18 +268,17 @@ FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, 
     WHOLE(ALONG(count))
     WHOLE(1)
 #undef WHOLE
-    for (ptrdiff_t k = 0, j = whole; k < count && j < w; k++) PART(k, (k < count - tails ? LANES : w - j));
-#undef PART
+    for (ptrdiff_t k = 0; k < count && j < w; k++) STORE_N(y + j + k * stride, OUT(j + k * stride, w - j), w - j);
 }
 
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
-                                     const NAME(col_norms) *p, int wraps, int has_res, int relu, int stream) {
+                                     const NAME(col_norms) *p, int has_res, int relu, int stream) {
 #define FULL(n) do { fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
     ptrdiff_t r = 0;
 #define SOME(count)                                                                                                      \
     do {                                                                                                                 \
-        NAME(col_affine_some)(x, res, y, count, w, stride, p, HEADS(count), TAILS(count), has_res, relu);                \
+        NAME(col_affine_some)(x, res, y, count, w, stride, p, has_res, relu);                                            \
         x += count * stride, y += count * stride, res += has_res ? count * stride : 0;                                   \
     } while (0)
     if (!GENERIC && !stream) EACH_TOGETHER(4, rows, SOME);
@@ -331,27 +305,24 @@ FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t si
 FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
                                  const fn_norms *p, ptrdiff_t post, int flags) {
     NAME(col_norms) v;
-    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM), plain = NAME(col_plain)(p, NULL, width, post);
+    int relu = flags & FN_RELU, stream = !!(flags & FN_STREAM);
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0, w; t < width; t += w) {
         const S *x = (const S *)xv + t, *res = rv ? (const S *)rv + t : NULL;
         S *y = (S *)yv + t;
         w = NAME(col_end)(y, width - t < piece ? width - t : piece, width - t, stream);
 #ifdef WIDER
-        if (FN_UNLIKELY(!plain)) {
-            int wide;
-            w = NAME(col_alike)(p, NULL, t, w, post, &wide);
-            if (wide) {
-                fn_norms one = fn_norms_from(p, t / post);
-                WIDER(col_affine)(x, res, y, rows, w, stride, &one, w, flags & FN_RELU);
-                continue;
-            }
+        int wide;
+        w = NAME(col_alike)(p, NULL, t, w, post, &wide);
+        if (FN_UNLIKELY(wide)) {
+            fn_norms one = fn_norms_from(p, t / post);
+            WIDER(col_affine)(x, res, y, rows, w, stride, &one, w, flags & FN_RELU);
+            continue;
         }
 #endif
         if (w < width) m = 1;
-        NAME(columns) s = {t, w, width, post, m};
-        int wraps = plain && !stream ? NAME(col_wraps)(y, &s, stride) : 0;
-        NAME(col_split)(p, &s, NAME(col_head)(y, m * w, stride, stream), 1, &v);
+        NAME(columns) s = {t, w, post, m};
+        NAME(col_split)(p, s, NAME(col_head)(y, m * w, stride, stream), 1, &v);
         if (!GENERIC && stream && w == stride && w >= LINE) {
 #define RUN(has_res, relu) NAME(col_affine_run)(x, res, y, rows * w, w, &v, has_res, relu)
             if (res) RUN(1, relu);
@@ -362,7 +333,7 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
         }
 #define BODY(r, has_res, relu, stream) \
     EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, width, \
-                                                &v, a * w % LANES ? 0 : wraps, has_res, relu, stream))
+                                                &v, has_res, relu, stream))
         if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)
         else if (res) { if (stream) BODY(res + done * stride, 1, relu, 1) else BODY(res + done * stride, 1, relu, 0) }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1) else BODY(NULL, 0, 1, 0) }

@@ -1,5 +1,4 @@
-"""How outputs are stored: past the cache, or in vectors that run on into the next row; times change, never a bit, nor a byte beside the
-output.
+"""How outputs are stored, past the cache or in it, wherever they lie: times change, never a bit, nor a byte beside the output.
 
 Method: with the threshold set to one byte small arrays are streamed too, and compared with what is stored plainly; neighbouring
 rows, spans and channels share cache lines in every way that the arrays' places allow.
@@ -151,7 +150,7 @@ def test_short_rows_share_cache_lines(
     "shape",
     [(5, 64), (9, 528), (2, 1024), (7, 1088), (6, 2064), (131, 24), (300, 8), (33, 48), (2, 512), (3, 32, 7, 7)],
 )
-def test_rows_run_on_into_the_next(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
+def test_unaligned_rows_stored_in_place(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
     """Rows without gaps whose lines are not cache lines: stored apart or in place, plain columns or among ones of wider arithmetic."""
     t, size = dtype_of(dtype), int(np.prod(shape))
     x, dy = draw(rng, shape, t), draw(rng, shape, t)

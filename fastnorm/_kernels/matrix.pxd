@@ -47,10 +47,9 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     bands = most(1, (a.rows + height // 2) // height)
     a.band = ceil_div(ceil_div(a.rows, bands), 8) * 8  # of nearly equal height
     a.bands = ceil_div(a.rows, a.band)
-    # The tiles of a single band are narrower, so that each stays near, unless two would be all; by shape too, as a tile's last columns
-    # are done singly.
+    # The tiles of a single band are narrower, so that each stays near; by shape too, as a tile's last columns are done singly.
     if a.bands == 1:
-        columns = a.width if a.rows * a.width <= 2 * NEAR_ELEMENTS else most(NARROWEST, NEAR_ELEMENTS // a.rows)
+        columns = most(NARROWEST, NEAR_ELEMENTS // a.rows)
     a.in_tile = in_tile(&a, columns)
     a.tile = a.in_tile * a.segment
     a.tiles = ceil_div(a.statistics, a.in_tile)
