@@ -4,6 +4,7 @@
 #include "groups.h"
 #include "columns.h"
 #include "column_grads.h"
+#include "evaluation.h"
 #include "rows.h"
 #include "row_grads.h"
 #include "params.h"
@@ -79,7 +80,7 @@
 #undef FN_ROWS
 #undef SOON
 #undef FETCH
-#undef FETCH_EDGES
+#undef FETCH_L1
 #undef ITSELF
 #undef LINE
 #undef GATED

@@ -169,7 +169,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
     } while (0)
     if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, x, dy, dx), rows, SOME);
     for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
-        if (stream) { fn_prefetch_edge(dx + stride); fn_prefetch_edge(dx + stride + w); }
+        if (stream) { fn_prefetch_l1(dx + stride); fn_prefetch_l1(dx + stride + w); }
         EACH_IN_ROW(dx, w, stream, FULL, PART);
         if (has_res) res += stride;
         if (dres) dres += stride;

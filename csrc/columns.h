@@ -283,7 +283,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
     } while (0)
     if (!GENERIC && !stream) EACH_TOGETHER(4, rows, SOME);
     for (; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0) {
-        if (stream) { fn_prefetch_edge(y + stride); fn_prefetch_edge(y + stride + w); }
+        if (stream) { fn_prefetch_l1(y + stride); fn_prefetch_l1(y + stride + w); }
         EACH_IN_ROW(y, w, stream, FULL, PART);
     }
 #undef SOME

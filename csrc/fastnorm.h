@@ -110,6 +110,11 @@ typedef struct {
     void (*group_grad_apply)(const void *dy, const void *x, void *dx, const fn_channels *c, const fn_norm *shared, const fn_grad *g,
                              int flags, ptrdiff_t ahead);
 
+    /* ---- channels that follow each other in memory, `post` elements to each (16 or more), over and over: elements from .. from + count of
+       what begins with channel 0. p has a number per channel. ---- */
+    void (*evaluate)(const void *x, const void *residual, void *y, ptrdiff_t from, ptrdiff_t count, const fn_norms *p,
+                     ptrdiff_t channels, ptrdiff_t post, int flags);
+
     /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
 
     /* sum[j] = Σ_r x[r,j] and square[j] = Σ_r x[r,j]² over `rows` rows, hi and lo parts. */

@@ -113,7 +113,7 @@ FN_INLINE double NAME(row_exp)(const S *x, T *to, const S *soon, ptrdiff_t len, 
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
         V e[EXP_AT_ONCE];
         NAME(exp_load)(e, x + i, len - i, p);
-        if (soon) FETCH_EDGES(soon + i, EXP_AT_ONCE * LANES);
+        if (soon) FETCH_L1(soon + i, EXP_AT_ONCE * LANES);
         if (near) NAME(exp_near)(e, p, EXP_AT_ONCE); else NAME(exp_far)(e, p, EXP_AT_ONCE);
         if (len - i < EXP_AT_ONCE * LANES) NAME(exp_clear)(e, len - i);
         if (to) NAME(exp_keep)(e, to + i, len - i);

@@ -28,7 +28,7 @@
 
 /* Lines of one array together, then of the other: one of each in turn took up to a tenth longer. */
 #define FETCH(p, n) _Pragma("GCC unroll 4") for (ptrdiff_t k_ = 0; k_ < (n); k_ += LINE) fn_prefetch((p) + k_)
-#define FETCH_EDGES(p, n) _Pragma("GCC unroll 4") for (ptrdiff_t k_ = 0; k_ < (n); k_ += LINE) fn_prefetch_edge((p) + k_)
+#define FETCH_L1(p, n) _Pragma("GCC unroll 4") for (ptrdiff_t k_ = 0; k_ < (n); k_ += LINE) fn_prefetch_l1((p) + k_)
 
 FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
 FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
@@ -225,8 +225,8 @@ FN_OUTLINE int NAME(affine)(const void *xv, const void *rv, void *yv, fn_spans s
         ptrdiff_t o = k * s.stride, left = leave ? NAME(into_line)(y + o + s.len) : 0;
 #define BODY(r, has_res, relu, stream) \
     NAME(affine_body)(x + o, r, y + o, s.len, v, before ? &b : NULL, left, has_res, relu, stream, ahead)
-        if (stream && !leave) fn_prefetch_edge(y + o + s.len);
-        if (stream && !before) fn_prefetch_edge(y + o + s.stride);
+        if (stream && !leave) fn_prefetch_l1(y + o + s.len);
+        if (stream && !before) fn_prefetch_l1(y + o + s.stride);
         if (GENERIC) BODY(res ? res + o : NULL, res != NULL, relu, 0);
         else if (res) { if (stream) BODY(res + o, 1, relu, 1); else BODY(res + o, 1, relu, 0); }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1); else BODY(NULL, 0, 1, 0); }
@@ -399,8 +399,8 @@ FN_OUTLINE int NAME(grad_apply)(const void *dyv, const void *xv, const void *rv,
         S *drk = dr ? dr + o : NULL;
 #define BODY(r, dr, has_res, relu, stream) \
     NAME(grad_apply_body)(dy + o, x + o, r, dx + o, dr, s.len, q, before ? &b : NULL, left, has_res, relu, stream, ahead)
-        if (stream && !leave) fn_prefetch_edge(dx + o + s.len);
-        if (stream && !before) fn_prefetch_edge(dx + o + s.stride);
+        if (stream && !leave) fn_prefetch_l1(dx + o + s.len);
+        if (stream && !before) fn_prefetch_l1(dx + o + s.stride);
         if (GENERIC) BODY(r, drk, r && relu, relu, 0);
         else if (!relu) { if (stream) BODY(NULL, NULL, 0, 0, 1); else BODY(NULL, NULL, 0, 0, 0); }
         else if (r) { if (stream) BODY(r, drk, 1, 1, 1); else BODY(r, drk, 1, 1, 0); }

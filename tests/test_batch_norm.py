@@ -29,6 +29,7 @@ from support import (
 )
 
 import fastnorm as fn
+from fastnorm._kernels import core
 
 SHAPES = [
     *(((2, 3, n), 1) for n in LENGTHS),  # spans, or columns where n < 64
@@ -116,6 +117,36 @@ def test_evaluation_values_and_gradients(
     within(grads.dweight, b.dweight, np.maximum(b.dweight_scale, np.abs(b.dweight)), 8, "dweight")
     within(grads.dbias, b.dbias, np.maximum(b.dbias_scale, np.abs(b.dbias)), 8, "dbias")
     np.testing.assert_array_equal(ctx.mean, mean)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5, 16), (2, 7, 17), (3, 600, 19), (2, 3, 31), (2, 5, 7, 7), (1, 9, 67), (2, 3, 300)])
+@every_dtype
+def test_evaluation_of_each_channel_alone(
+    shape: tuple[int, ...], wide: bool, dtype: str, isa: str, n_threads: int, rng: np.random.Generator
+) -> None:
+    """Vectors hold the ends of some channels and the beginnings of others: none takes another's numbers, nor its wider arithmetic."""
+    kind, c = compute_type(dtype_of(dtype)), shape[1]
+    x, residual = (draw(rng, shape, dtype) for _ in range(2))
+    mean, weight, bias = (rng.standard_normal(c).astype(kind) for _ in range(3))
+    var = rng.uniform(0.5, 1.5, c).astype(kind)
+    if wide:
+        weight[1::2] *= 1e-33
+    grain = core.set_grain(64)
+    try:
+        for add, activation in ((None, None), (residual, None), (residual, "relu")):
+            y = fn.batch_norm(x, mean, var, weight, bias, residual=add, activation=activation)
+            for k in range(0, c, 1 + c // 20):
+                one = slice(k, k + 1)
+                alone = fn.batch_norm(
+                    np.ascontiguousarray(x[:, one]),
+                    *(a[one] for a in (mean, var, weight, bias)),
+                    residual=None if add is None else np.ascontiguousarray(add[:, one]),
+                    activation=activation,
+                )
+                same_bits(np.ascontiguousarray(y[:, one]), alone)
+    finally:
+        core.set_grain(grain)
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -81,6 +81,8 @@ cdef extern from "fastnorm.h" nogil:
                              fn_sums *out) noexcept nogil
         void group_grad_apply(const void *dy, const void *x, void *dx, const fn_channels *c, const fn_norm *shared,
                               const fn_grad *g, int flags, Py_ssize_t ahead) noexcept nogil
+        void evaluate(const void *x, const void *residual, void *y, Py_ssize_t start, Py_ssize_t count, const fn_norms *p,
+                      Py_ssize_t channels, Py_ssize_t post, int flags) noexcept nogil
         void col_sums(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, double *sum, double *sum_lo,
                       double *square, double *square_lo) noexcept nogil
         void col_squares(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, const double *centre,

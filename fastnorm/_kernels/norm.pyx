@@ -1,6 +1,7 @@
 """Batch, group and instance norm over a tensor in memory order (n, pre, c, post): NCHW has pre = 1, channels-last post = 1.
 
-Design. Memory offers one of three shapes, and each has its loops. A statistic that owns whole spans is reduced along them
+Design. Where statistics are given memory is walked as it lies (evaluation.pyx). Otherwise it offers one of three shapes, and each has its
+loops. A statistic that owns whole spans is reduced along them
 (spans.pyx). Where statistics lie side by side in each row of memory, columns are reduced (columns.pyx): channels-last images,
 (N, C) arrays, and batch norm over spans so short that their horizontal sum and ragged end would cost more than the span.
 Groups of a few numbers, whose channels are shorter than a vector, are rows as in layer norm (short_groups.pyx).
@@ -10,13 +11,15 @@ Backward:  dx = a·dy + b·(x - mean) + c with a = gamma·rstd, b = -rstd³·Σ�
 """
 from fastnorm._kernels.c cimport fn_moments
 from fastnorm._kernels.columns cimport columns_backward, columns_forward, columns_moments
+from fastnorm._kernels.evaluation cimport evaluate
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.short_groups cimport fits_short, short_backward, short_forward
 from fastnorm._kernels.spans cimport spans_backward, spans_forward, spans_moments
 
 cdef enum:
     SHORT = 64  # elements of a span of batch norm
-    SHORT_OF_FEW = 16  # elements of a channel within a group: less than a vector
+    VECTOR = 16  # elements
+    SHORT_OF_FEW = VECTOR  # elements of a channel within a group
     SHORT_OF_MANY = 64  # the same in many samples, which share the parameters written out for every element
     MANY_SAMPLES = 8
     SHORT_GROUP = 65536  # elements of a group: more are worth several threads
@@ -32,6 +35,8 @@ cdef inline bint by_short_groups(const Job *job) noexcept nogil:
 
 
 cdef int norm_forward(const Job *job) noexcept nogil:
+    if job.given and job.post >= VECTOR:
+        return evaluate(job)
     if job.groups > 0 and by_short_groups(job):
         return short_forward(job)
     return columns_forward(job) if by_columns(job) else spans_forward(job)

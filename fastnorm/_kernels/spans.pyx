@@ -192,9 +192,8 @@ cdef void forward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ss
     cdef Py_ssize_t i
     b.left = False
     for i in range(first, last):
-        if not job.given:
-            reduce_statistic(job, e, i, &m)
-            finish(job, i, &m)
+        reduce_statistic(job, e, i, &m)
+        finish(job, i, &m)
         normalize_statistic(job, e, i, &b, i + 1 < last)
     job.ops.fence()
 
@@ -221,14 +220,13 @@ cdef int spans_forward(const Job *job) noexcept nogil:
             for i in prange(ceil_div(count, block), schedule="static", num_threads=threads):
                 forward_block(job, &e, i * block, least((i + 1) * block, count))
         return 0
-    if not job.given:
-        m = <fn_moments *> malloc(count * sizeof(fn_moments))
-        if m == NULL or spans_moments(job, m) < 0:
-            free(m)
-            return -1
-        for i in range(count):
-            finish(job, i, m + i)
+    m = <fn_moments *> malloc(count * sizeof(fn_moments))
+    if m == NULL or spans_moments(job, m) < 0:
         free(m)
+        return -1
+    for i in range(count):
+        finish(job, i, m + i)
+    free(m)
     for u in prange(count * e.channels * e.channel_slots, schedule="static", num_threads=threads):
         normalize_slot(job, &e, u)
     return 0

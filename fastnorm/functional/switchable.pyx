@@ -1,7 +1,7 @@
 """Switchable normalization (Luo et al. 2018, arXiv:1806.10779): instance, layer and batch moments, mixed.
 
 Design. One reduction gives the instance moments; everything after it is arithmetic on (N, C) arrays, here in NumPy. The mixed
-statistics then go through the instance norm's loops as given ones. Means are handled as offsets δ from one of them, so that
+statistics are then given ones, as those of evaluation are. Means are handled as offsets δ from one of them, so that
 nothing cancels when the mean is large: mean = base + δ; and in pairs of doubles, because x - μ may be far smaller than the
 offsets that μ is mixed from.
 
@@ -16,7 +16,8 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.c cimport FN_F64, FN_STREAM, fn_grad, fn_moments, fn_sums
 from fastnorm._kernels.core cimport ops_for, streams
 from fastnorm._kernels.job cimport Job
-from fastnorm._kernels.spans cimport spans_combine, spans_forward, spans_moments, spans_sums
+from fastnorm._kernels.norm cimport norm_forward
+from fastnorm._kernels.spans cimport spans_combine, spans_moments, spans_sums
 from fastnorm.functional._channels cimport ChannelContext, check_out, check_running, prepare, run, update_running
 from fastnorm.functional._check cimport apart, dtype_of, fetch, like, output, parameter
 from fastnorm.functional._pairs import Pair, softmax
@@ -147,7 +148,7 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
         copy_in(np.broadcast_to(1 / np.sqrt(var + ctx.job.eps), (n, c)), ctx.job.rstd)
         if training and running_mean is not None:
             batch = np.stack([(base + delta_bn).hi[0], np.broadcast_to(var_bn, (1, c))[0]])
-    y = run_spans(ctx, out, keep)
+    y = evaluate(ctx, out, keep)
     if s.copied_axis >= 0:
         ctx._x = None
     if training and running_mean is not None:
@@ -183,7 +184,7 @@ cdef object channels_first(object x, int axis):
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, axis, 1)), 1, axis)
 
 
-cdef object run_spans(ChannelContext ctx, object out, bint keep):
+cdef object evaluate(ChannelContext ctx, object out, bint keep):
     cdef Job job = ctx.job
     cdef int failed = 0
     apart(out, ctx.x, "x", not keep)
@@ -191,7 +192,7 @@ cdef object run_spans(ChannelContext ctx, object out, bint keep):
     job.y = <char *> cnp.PyArray_DATA(y)
     job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(y)) else 0
     with nogil:
-        failed = spans_forward(&job)
+        failed = norm_forward(&job)
     if failed:
         raise MemoryError("switchable_norm: no memory for partial results")
     if out is not None and out is not y:
