@@ -81,7 +81,6 @@
 #undef SOON
 #undef FETCH
 #undef FETCH_L1
-#undef ITSELF
 #undef LINE
 #undef GATED
 #undef ROW_OUT

@@ -27,7 +27,6 @@ FN_OUTLINE void NAME(group_affine)(const void *xv, void *yv, const fn_channels *
 FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_channels *c, const fn_norm *shared, int flags,
                                       fn_sums *out) {
     int near = !GENERIC && shared->near;
-    ptrdiff_t ahead = c->len > ITSELF ? 0 : SOON;
     W mean = WIDE_SET1(shared->mean);
     vd away = vd_set1(near ? shared->mean : 0), low = vd_set1(shared->mean_lo);
     NAME(affine_v) v = NAME(split)(shared);
@@ -39,7 +38,7 @@ FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_
         for (ptrdiff_t i = 0; i < n; i++) {
             const S *dy = (const S *)dyv + (first + i) * c->len, *x = (const S *)xv + (first + i) * c->len;
             NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
-#define BODY(near, relu) a = NAME(grad_sums_body)(a, dy, x, NULL, c->len, v, mean, near, 0, relu, ahead)
+#define BODY(near, relu) a = NAME(grad_sums_body)(a, dy, x, NULL, c->len, v, mean, near, 0, relu, SOON)
             if (flags & FN_RELU) {
                 fn_norm p = fn_channel_norm(shared, c, first + i);
                 v.scale = SET1((T)p.scale);

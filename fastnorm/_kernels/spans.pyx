@@ -20,7 +20,6 @@ from fastnorm._kernels.job cimport (
 )
 
 cdef enum:
-    NEAR_BYTES = 524288  # fetching more pushes this statistic out of L2: 2.4 copies for a backward that takes 2.1 without
     SLOT = 65536  # elements behind one partial result: 256 KB of float32, some 20 µs of work
 
 
@@ -71,13 +70,6 @@ cdef inline Extent extent_of(const Job *job) noexcept nogil:
     e.channel.len = job.post
     e.slots, e.channel_slots = slot_count(e.all), slot_count(e.channel)
     return e
-
-
-# How far ahead a statistic's last pass fetches: where the next one begins, if both fit in L2, or nothing else is read. Sums of a
-# single span of doubles or half types take longer than memory does, and fetch enough themselves (group norm's backward: 0.9 of the time).
-cdef inline Py_ssize_t ahead_of(const Job *job, const Extent *e, Py_ssize_t arrays) noexcept nogil:
-    cdef Py_ssize_t size = arrays * e.all.len * e.all.count * job.ops.itemsize
-    return e.step if job.given or (size <= NEAR_BYTES and (e.all.count > 1 or job.ops.itemsize == 4)) else 0
 
 
 # Whether the channels of a statistic are done in one call.
@@ -171,17 +163,17 @@ cdef int spans_moments(const Job *job, fn_moments *out) noexcept nogil:
 # ---- forward ----
 
 cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i, Before *b, bint more) noexcept nogil:
-    cdef Py_ssize_t k, first = i * e.channels % job.c, ahead = ahead_of(job, e, 1), o = i * e.step * job.ops.itemsize
+    cdef Py_ssize_t k, first = i * e.channels % job.c, o = i * e.step * job.ops.itemsize
     cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
     cdef fn_channels channels = channels_of(job, first, e.channels)
     if in_one_call(job, e):
-        job.ops.group_affine(job.x + o, job.y + o, &channels, &shared, job.flags, ahead)
+        job.ops.group_affine(job.x + o, job.y + o, &channels, &shared, job.flags, e.step)
         return
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = channel_norm(job, &shared, first + k)
         b.left = job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p,
-                                flags_of(job, e, more or k + 1 < e.channels), ahead, norm_before(b))
+                                flags_of(job, e, more or k + 1 < e.channels), e.step, norm_before(b))
         if b.left:
             b.norm = p
 
@@ -267,7 +259,7 @@ cdef void sum_nth_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_sums *o
 
 
 cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums, Before *b, bint more) noexcept nogil:
-    cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c, ahead = ahead_of(job, e, 2)
+    cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c
     cdef Py_ssize_t o = i * e.step * job.ops.itemsize
     cdef fn_sums total
     cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
@@ -277,14 +269,14 @@ cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_s
     total = weigh(job, channel, e.channels, sums + first)
     g = grad_of(job, i, channel, statistic_size(job), &total)
     if in_one_call(job, e):
-        job.ops.group_grad_apply(job.dy + o, job.x + o, job.y + o, &channels, &shared, &g, job.flags, ahead)
+        job.ops.group_grad_apply(job.dy + o, job.x + o, job.y + o, &channels, &shared, &g, job.flags, e.step)
         return
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = channel_norm(job, &shared, channel + k)
         g.a = p.scale  # b and c are the statistic's
         b.left = job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o),
-                                    e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), ahead,
+                                    e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), e.step,
                                     norm_before(b), grad_before(b))
         if b.left:
             b.norm, b.grad = p, g
@@ -358,7 +350,7 @@ cdef void combine_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ss
         o = (unit // e.channels * e.step + unit % e.channels * job.post) * job.ops.itemsize
         p = norm_of(job, unit // e.channels, unit % job.c, statistic_size(job))
         b.left = job.ops.grad_apply(job.dy + o, job.x + o, NULL, job.y + o, NULL, e.channel, &p, g + unit,
-                                    flags_of(job, e, unit + 1 < last), ahead_of(job, e, 2), norm_before(&b), grad_before(&b))
+                                    flags_of(job, e, unit + 1 < last), e.step, norm_before(&b), grad_before(&b))
         if b.left:
             b.norm, b.grad = p, g[unit]
     job.ops.fence()
