@@ -61,7 +61,7 @@ FN_INLINE NAME(look) NAME(look_span)(NAME(look) a, const S *x, ptrdiff_t len, pt
         if (ahead) FETCH(x + i + ahead, 4 * LANES);
         a = NAME(look_at4)(a, x + i, LANES);
     }
-    if (ahead) NAME(fetch_rest)(x + ahead, i, len);
+    if (ahead && len > 4 * LANES) NAME(fetch_rest)(x + ahead, i, len);
     for (; i <= len - LANES; i += LANES) a = NAME(look_at)(a, WIDE_AT(x + i));
     if (i < len) a = NAME(look_at)(a, WIDE(LOAD_N(x + i, len - i)));
     return a;
@@ -205,7 +205,7 @@ FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, 
     if (!GENERIC && !stream) WHOLE(AHEAD_OF_STORES)
     WHOLE(1)
 #undef WHOLE
-    if (ahead) NAME(fetch_rest)(x + ahead, i, len);
+    if (ahead && len > 4 * LANES) NAME(fetch_rest)(x + ahead, i, len);
     if (i < len) { ptrdiff_t n = len - i; STORE_N(y + i, OUT(v, i, n), n); }
 #undef OUT
 }
@@ -286,7 +286,7 @@ FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x,
         }
         ONE(i); ONE(i + LANES); ONE(i + 2 * LANES); ONE(i + 3 * LANES);
     }
-    if (ahead) {
+    if (ahead && len > 4 * LANES) {
         NAME(fetch_rest)(x + ahead, i, len);
         NAME(fetch_rest)(dy + ahead, i, len);
     }
@@ -382,7 +382,7 @@ FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *d
     if (!GENERIC && !stream) WHOLE(AHEAD_OF_STORES)
     WHOLE(1)
 #undef WHOLE
-    if (ahead) {
+    if (ahead && len > 4 * LANES) {
         NAME(fetch_rest)(x + ahead, i, len);
         NAME(fetch_rest)(dy + ahead, i, len);
     }
