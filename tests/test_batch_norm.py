@@ -120,7 +120,9 @@ def test_evaluation_values_and_gradients(
 
 
 @pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("shape", [(3, 5, 16), (2, 7, 17), (3, 600, 19), (2, 3, 31), (2, 5, 7, 7), (1, 9, 67), (2, 3, 300)])
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 16), (2, 7, 17), (3, 600, 19), (2, 3, 31), (2, 5, 7, 7), (1, 9, 67), (2, 3, 300)]
+)
 @every_dtype
 def test_evaluation_of_each_channel_alone(
     shape: tuple[int, ...], wide: bool, dtype: str, isa: str, n_threads: int, rng: np.random.Generator
