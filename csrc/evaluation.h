@@ -64,9 +64,11 @@ FN_OUTLINE void NAME(evaluate)(const void *xv, const void *rv, void *yv, ptrdiff
         n = some * post - into < count ? some * post - into : count;
         some = (into + n + post - 1) / post;
 #ifdef WIDER
-        if (FN_UNLIKELY(!fn_are_plain(p, NULL, k, some))) { /* one by one */
-            n = post - into < n ? post - into : n;
-            fn_norm one = {p->mean[k], p->mean_lo[k], p->scale[k], p->shift ? p->shift[k] : 0, fn_is_wide(p, NULL, k), 0};
+        int wide;
+        some = NAME(col_alike)(p, NULL, k, some, 1, &wide);
+        if (n > some * post - into) n = some * post - into;
+        if (FN_UNLIKELY(wide)) { /* a single channel */
+            fn_norm one = {p->mean[k], p->mean_lo[k], p->scale[k], p->shift ? p->shift[k] : 0, 1, 0};
             NAME(affine)(x, res, y, (fn_spans){n, 1, 0}, &one, flags, 0, NULL);
             continue;
         }
