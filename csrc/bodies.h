@@ -1,6 +1,7 @@
 /* GENERIC bodies decide at run time what the others are specialised for: the wide ones are rare. */
 /* The primitives for the types now defined; afterwards the definitions are dropped. */
 #include "spans.h"
+#include "span_grads.h"
 #include "groups.h"
 #include "columns.h"
 #include "column_grads.h"
