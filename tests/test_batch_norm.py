@@ -119,13 +119,20 @@ def test_evaluation_values_and_gradients(
     np.testing.assert_array_equal(ctx.mean, mean)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize(
     "shape", [(3, 5, 16), (2, 7, 17), (3, 600, 19), (2, 3, 31), (2, 5, 7, 7), (1, 9, 67), (2, 3, 300)]
 )
 @every_dtype
 def test_evaluation_of_each_channel_alone(
-    shape: tuple[int, ...], wide: bool, dtype: str, isa: str, n_threads: int, rng: np.random.Generator
+    shape: tuple[int, ...],
+    wide: bool,
+    streamed: bool,
+    dtype: str,
+    isa: str,
+    n_threads: int,
+    rng: np.random.Generator,
 ) -> None:
     """Vectors hold the ends of some channels and the beginnings of others: none takes another's numbers, nor its wider arithmetic."""
     kind, c = compute_type(dtype_of(dtype)), shape[1]
@@ -134,7 +141,7 @@ def test_evaluation_of_each_channel_alone(
     var = rng.uniform(0.5, 1.5, c).astype(kind)
     if wide:
         weight[1::2] *= 1e-33
-    grain = core.set_grain(64)
+    grain, size = core.set_grain(64), core.set_stream_bytes(1 if streamed else 1 << 40)
     try:
         for add, activation in ((None, None), (residual, None), (residual, "relu")):
             y = fn.batch_norm(x, mean, var, weight, bias, residual=add, activation=activation)
@@ -149,6 +156,7 @@ def test_evaluation_of_each_channel_alone(
                 same_bits(np.ascontiguousarray(y[:, one]), alone)
     finally:
         core.set_grain(grain)
+        core.set_stream_bytes(size)
 
 
 @pytest.mark.parametrize("residual", [False, True])
