@@ -1,9 +1,10 @@
 """Batch, group and instance norm over a tensor in memory order (n, pre, c, post): NCHW has pre = 1, channels-last post = 1.
 
-Design. Where statistics are given memory is mostly walked as it lies (evaluation.pyx). Otherwise it offers one of three shapes, and
-each has its loops. A statistic that owns whole spans is reduced along them (spans.pyx). Where statistics lie side by side in each row of memory, columns are reduced (columns.pyx): channels-last images,
-(N, C) arrays, and batch norm over spans so short that their horizontal sum and ragged end would cost more than the span.
-Groups of a few numbers, whose channels are shorter than a vector, are rows as in layer norm (short_groups.pyx).
+Design. Where statistics are given memory is mostly walked as it lies (evaluation.pyx). Otherwise it offers one of three
+shapes, and each has its loops. A statistic that owns whole spans is reduced along them (spans.pyx). Where statistics lie
+side by side in each row of memory, columns are reduced (columns.pyx): channels-last images, (N, C) arrays, and batch norm
+over spans so short that their horizontal sum and ragged end would cost more than the span. Groups of a few numbers, whose
+channels are shorter than a vector, are rows as in layer norm (short_groups.pyx).
 
 Forward:   mean = Σx/m, var = Σ(x - mean)²/m, y = (x - mean)·gamma/sqrt(var + eps) + beta
 Backward:  dx = a·dy + b·(x - mean) + c with a = gamma·rstd, b = -rstd³·Σγ·dy·(x - mean)/m, c = -rstd·Σγ·dy/m
