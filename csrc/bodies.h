@@ -79,6 +79,7 @@
 #undef FN_LONG
 #undef FN_TILE
 #undef FN_ROWS
+#undef MOST_ROWS
 #undef SOON
 #undef FETCH
 #undef FETCH_L1
