@@ -6,10 +6,10 @@
 
 #define FN_ROWS 8 /* as the numbers of rows are taken */
 
-/* Eight rows, if they stay in L1, or as many as make 2 KB. (32 rows of 64 at a time took 7 % less in cache, the latencies being
-   shared by more, but half again as long beyond it: reads and writes no longer overlap.) */
-FN_INLINE ptrdiff_t NAME(rows_at_once)(ptrdiff_t len) {
-    ptrdiff_t fit = FN_BLOCK / 2 / (len > 0 ? len : 1), more = fit / 4 / FN_ROWS * FN_ROWS;
+/* Eight rows, if they stay in L1, or as many as make 4 KB, which share latencies; 2 KB of streamed ones. (32 rows of 64 took half again
+   as long beyond the cache: reads and writes no longer overlap.) */
+FN_INLINE ptrdiff_t NAME(rows_at_once)(ptrdiff_t len, int stream) {
+    ptrdiff_t fit = FN_BLOCK / 2 / (len > 0 ? len : 1), more = fit / (stream ? 4 : 2) / FN_ROWS * FN_ROWS;
     return fit < 1 ? 1 : fit < FN_ROWS ? fit : more < FN_ROWS ? FN_ROWS : more > FN_SOME ? FN_SOME : more;
 }
 
@@ -267,10 +267,10 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
                                    const void *gamma, const void *beta, double eps, int centred, fn_row_stats to, int flags) {
     const S *x = xv, *res = rv;
     S *s = sv, *y = yv;
-    ptrdiff_t group = NAME(rows_at_once)(len), some;
     NAME(across) across = NAME(across_of)(y, rows, len, gamma, beta);
     if (len < 8 * LINE && !NAME(are_short)(len)) flags &= ~FN_STREAM; /* every line in two parts */
     int stream = !!(flags & FN_STREAM), before = 0;
+    ptrdiff_t group = NAME(rows_at_once)(len, stream), some;
     NAME(seams) seams;
     NAME(row_norms) q;
     fn_some v;

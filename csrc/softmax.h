@@ -172,22 +172,33 @@ FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_
     }
 }
 
+/* Σdy·y, or of log-softmax Σdy: in two parts, because each addition waits for the last one. */
+FN_INLINE ACC NAME(softmax_dot)(const S *dy, const S *y, ptrdiff_t len, int logarithm) {
+    ACC even = ACC_ZERO(), odd = ACC_ZERO();
+    ptrdiff_t i = 0;
+    for (; i <= len - 2 * LANES; i += 2 * LANES) {
+        W g0 = WIDE_AT(dy + i), g1 = WIDE_AT(dy + i + LANES);
+        even = logarithm ? ACC_ADD(even, g0) : ACC_PRODUCT(even, g0, WIDE_AT(y + i));
+        odd = logarithm ? ACC_ADD(odd, g1) : ACC_PRODUCT(odd, g1, WIDE_AT(y + i + LANES));
+    }
+    for (ptrdiff_t n; i < len; i += n) {
+        n = len - i < LANES ? len - i : LANES;
+        W g = WIDE(NAME(col_load)(dy + i, n));
+        even = logarithm ? ACC_ADD(even, g) : ACC_PRODUCT(even, g, WIDE(NAME(col_load)(y + i, n)));
+    }
+    return ACC_JOIN(even, odd);
+}
+
 /* softmax: dx = y·(dy - Σdy·y); log-softmax: dx = dy - exp(y)·Σdy. */
 FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm) {
     NAME(pivot) zero = NAME(pivot_of)(0);
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *dy = (const S *)dyv + r * len, *y = (const S *)yv + r * len;
         S *dx = (S *)dxv + r * len;
-        ACC acc = ACC_ZERO();
-        ptrdiff_t i = 0;
-        for (; i < len; i += LANES) {
-            ptrdiff_t n = len - i < LANES ? len - i : LANES;
-            V g = NAME(col_load)(dy + i, n);
-            acc = ACC_ADD(acc, WIDE(logarithm ? g : MUL(g, NAME(col_load)(y + i, n))));
-        }
-        fn_dd s = ACC_SUM(acc);
+        fn_dd s = ACC_SUM(logarithm ? NAME(softmax_dot)(dy, y, len, 1) : NAME(softmax_dot)(dy, y, len, 0));
         V sum = SET1((T)(s.hi + s.lo));
-        for (i = 0; logarithm && i < len; i += EXP_AT_ONCE * LANES) {
+        ptrdiff_t i = 0;
+        for (; logarithm && i < len; i += EXP_AT_ONCE * LANES) {
             V e[EXP_AT_ONCE], g[EXP_AT_ONCE];
             NAME(exp_load)(e, y + i, len - i, &zero);
             NAME(exp_load)(g, dy + i, len - i, &zero);
@@ -195,8 +206,13 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(e[k], sum));
             NAME(exp_store)(e, dx + i, len - i);
         }
-        for (i = 0; !logarithm && i < len; i += LANES) {
-            ptrdiff_t n = len - i < LANES ? len - i : LANES;
+        for (; !logarithm && i <= len - AHEAD_OF_STORES * LANES; i += AHEAD_OF_STORES * LANES) { /* loads first: spans.h says why */
+            V z[AHEAD_OF_STORES];
+            EACH_OF(AHEAD_OF_STORES, k) z[k] = MUL(LOAD(y + i + k * LANES), SUB(LOAD(dy + i + k * LANES), sum));
+            EACH_OF(AHEAD_OF_STORES, k) STORE(dx + i + k * LANES, z[k]);
+        }
+        for (ptrdiff_t n; i < len; i += n) {
+            n = len - i < LANES ? len - i : LANES;
             V z = MUL(NAME(col_load)(y + i, n), SUB(NAME(col_load)(dy + i, n), sum));
             if (n < LANES) STORE_N(dx + i, z, n); else STORE(dx + i, z);
         }
