@@ -172,21 +172,27 @@ FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_
     }
 }
 
-/* Σdy·y, or of log-softmax Σdy: in two parts, because each addition waits for the last one. */
-FN_INLINE ACC NAME(softmax_dot)(const S *dy, const S *y, ptrdiff_t len, int logarithm) {
+/* += dy·y, or of log-softmax dy, n elements; the products of floats are made in double, those of half types are exact in float. */
+FN_INLINE ACC NAME(softmax_add)(ACC a, const S *dy, const S *y, ptrdiff_t n, int logarithm) {
+    if (sizeof(S) == 4 && n == LANES) return logarithm ? ACC_ADD(a, WIDE_AT(dy)) : ACC_PRODUCT(a, WIDE_AT(dy), WIDE_AT(y));
+    V g = NAME(col_load)(dy, n), p = logarithm ? g : NAME(col_load)(y, n);
+    if (sizeof(S) == 4 && !logarithm) return ACC_PRODUCT(a, WIDE(g), WIDE(p));
+    return ACC_ADD(a, WIDE(logarithm ? g : MUL(g, p)));
+}
+/* The sum over a row, in two parts, because each addition waits for the last one. */
+FN_INLINE T NAME(softmax_dot)(const S *dy, const S *y, ptrdiff_t len, int logarithm) {
     ACC even = ACC_ZERO(), odd = ACC_ZERO();
     ptrdiff_t i = 0;
     for (; i <= len - 2 * LANES; i += 2 * LANES) {
-        W g0 = WIDE_AT(dy + i), g1 = WIDE_AT(dy + i + LANES);
-        even = logarithm ? ACC_ADD(even, g0) : ACC_PRODUCT(even, g0, WIDE_AT(y + i));
-        odd = logarithm ? ACC_ADD(odd, g1) : ACC_PRODUCT(odd, g1, WIDE_AT(y + i + LANES));
+        even = NAME(softmax_add)(even, dy + i, y + i, LANES, logarithm);
+        odd = NAME(softmax_add)(odd, dy + i + LANES, y + i + LANES, LANES, logarithm);
     }
     for (ptrdiff_t n; i < len; i += n) {
         n = len - i < LANES ? len - i : LANES;
-        W g = WIDE(NAME(col_load)(dy + i, n));
-        even = logarithm ? ACC_ADD(even, g) : ACC_PRODUCT(even, g, WIDE(NAME(col_load)(y + i, n)));
+        even = NAME(softmax_add)(even, dy + i, y + i, n, logarithm);
     }
-    return ACC_JOIN(even, odd);
+    fn_dd s = ACC_SUM(ACC_JOIN(even, odd));
+    return (T)(s.hi + s.lo);
 }
 
 /* softmax: dx = y·(dy - Σdy·y); log-softmax: dx = dy - exp(y)·Σdy. */
@@ -195,8 +201,7 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *dy = (const S *)dyv + r * len, *y = (const S *)yv + r * len;
         S *dx = (S *)dxv + r * len;
-        fn_dd s = ACC_SUM(logarithm ? NAME(softmax_dot)(dy, y, len, 1) : NAME(softmax_dot)(dy, y, len, 0));
-        V sum = SET1((T)(s.hi + s.lo));
+        V sum = SET1(logarithm ? NAME(softmax_dot)(dy, y, len, 1) : NAME(softmax_dot)(dy, y, len, 0));
         ptrdiff_t i = 0;
         for (; logarithm && i < len; i += EXP_AT_ONCE * LANES) {
             V e[EXP_AT_ONCE], g[EXP_AT_ONCE];
@@ -205,11 +210,6 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             NAME(exp_near)(e, &zero, EXP_AT_ONCE);
             EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(e[k], sum));
             NAME(exp_store)(e, dx + i, len - i);
-        }
-        for (; !logarithm && i <= len - AHEAD_OF_STORES * LANES; i += AHEAD_OF_STORES * LANES) { /* loads first: spans.h says why */
-            V z[AHEAD_OF_STORES];
-            EACH_OF(AHEAD_OF_STORES, k) z[k] = MUL(LOAD(y + i + k * LANES), SUB(LOAD(dy + i + k * LANES), sum));
-            EACH_OF(AHEAD_OF_STORES, k) STORE(dx + i + k * LANES, z[k]);
         }
         for (ptrdiff_t n; i < len; i += n) {
             n = len - i < LANES ? len - i : LANES;
