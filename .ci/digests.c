@@ -201,7 +201,7 @@ static void columns(data_t *d, int level, const char *dtype) {
             ptrdiff_t post = width % 7 ? 1 : 7, channels = width / post;
             fill(d, which);
             memset(v, 0, 10 * WIDTH * sizeof *v);
-            o->col_sums(d->x, ROWS, width, WIDTH, sum, low, square, square_lo);
+            o->col_sums(d->x, ROWS, width, WIDTH, relu ? FN_FAR : 0, sum, low, square, square_lo);
             for (ptrdiff_t j = 0; j < width; j++) centre[j] = (sum[j] + low[j]) / ROWS;
             o->col_squares(d->x, ROWS, width, WIDTH, centre, m2);
             for (ptrdiff_t j = 0; j < channels; j++) { /* the statistics of a channel's first column stand for it */

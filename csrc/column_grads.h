@@ -4,29 +4,27 @@
    per column, from Σdy and Σdy·(x - mean). */
 
 /* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
-FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n,
+FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, int fetch, ptrdiff_t n,
                                         NAME(affine_v) v, V centre, int near, int has_res, int relu) {
     NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
-    if (rows == 4 && NAME(col_is_helped)(stride)) {
-        NAME(col_fetch)(dy, 4, stride);
-        NAME(col_fetch)(x, 4, stride);
-    }
+    W mean = near ? WIDE_SET1(0) : WIDE(centre);
     _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
-        if (!relu && n == LANES) { s = NAME(sums_add)(s, WIDE_AT(dy + o), WIDE_AT(x + o), WIDE(centre), near); continue; }
+        if (rows == 4 && fetch) { fn_prefetch(dy + o + 4 * stride); fn_prefetch(x + o + 4 * stride); } /* eight at once: 1.1 of the time */
+        if (!relu && n == LANES) { s = NAME(sums_add)(s, WIDE_AT(dy + o), WIDE_AT(x + o), mean, near); continue; }
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
-        s = NAME(sums_add)(s, WIDE(g), WIDE(xi), WIDE(centre), near);
+        s = NAME(sums_add)(s, WIDE(g), WIDE(xi), mean, near);
     }
     return s;
 }
 
-FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride,
+FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, int fetch,
                                    const NAME(col_norms) *p, const T *centre, int near, int has_res, int relu, fn_planes to) {
 #define BODY(row, rows, n)                                                                                               \
     do {                                                                                                                 \
         ptrdiff_t o = (row) * stride + j;                                                                                \
-        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, n, NAME(col_norm)(p, j), \
+        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, fetch, n, NAME(col_norm)(p, j), \
                                           near ? SET1(0) : LOAD_T(centre + j), near, has_res, relu);                      \
         ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n, 0);                                                                   \
         ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n, 0);                                                                   \
@@ -51,7 +49,7 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
     NAME(col_norms) v;
     double room[4][FN_TILE];
     T centre[ROOM];
-    int relu = flags & FN_RELU;
+    int relu = flags & FN_RELU, fetch = NAME(col_is_helped)(stride, flags);
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece, first = t / post, channels = (t + w - 1) / post + 1 - first;
@@ -65,8 +63,8 @@ FN_OUTLINE void NAME(col_grad_sums)(const void *dyv, const void *xv, const void 
         double *const sums[] = {q.sum, q.sum_lo, q.dot, q.dot_lo};
         for (int i = 0; i < 4; i++) memset(sums[i], 0, (size_t)(m * w) * sizeof(double));
 #define BODY(r, near, has_res, relu)                                                                                     \
-    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, &v,   \
-                                              centre, near, has_res, relu, q))
+    EACH_ABREAST(m, rows, NAME(col_grad_rows)(dy + done * stride, x + done * stride, r, height, a * w, a * stride, fetch, \
+                                              &v, centre, near, has_res, relu, q))
         if (GENERIC || !near) BODY(res ? res + done * stride : NULL, 0, res != NULL, relu)
         else if (!relu) BODY(NULL, 1, 0, 0)
         else if (!res) BODY(NULL, 1, 0, 1)

@@ -49,16 +49,16 @@ FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
             for (ptrdiff_t j = done; j < (w); j += LANES) BODY(row, 1, ((w) - j < LANES ? (w) - j : LANES));             \
     } while (0)
 
-/* In rows of a page and more the processor fetches ahead by itself, and help costs a tenth. */
-FN_INLINE int NAME(col_is_helped)(ptrdiff_t stride) { return stride * (ptrdiff_t)sizeof(S) < 4096; }
+/* Are the next rows fetched? Beyond the cache, or else sums take up to twice as long; and where rows are near each other. In cache the
+   processor reads rows of a page and more as quickly, and help costs a tenth. */
+FN_INLINE int NAME(col_is_helped)(ptrdiff_t stride, int flags) { return stride * (ptrdiff_t)sizeof(S) < 4096 || flags & FN_FAR; }
 FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
     _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) fn_prefetch(p + (rows + r) * stride);
 }
 
-FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo,
-                                   double *square, double *square_lo) {
+FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, int fetch, double *sum,
+                                   double *sum_lo, double *square, double *square_lo) {
     ptrdiff_t r = 0;
-    int fetch = NAME(col_is_helped)(stride);
 #define LOOK(row, rows, n)                                                                                               \
     do {                                                                                                                 \
         NAME(look) a = NAME(look_zero)();                                                                                \
@@ -74,9 +74,10 @@ FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, 
 #undef LOOK
 }
 
-FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo,
-                               double *square, double *square_lo) {
+FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, int flags, double *sum,
+                               double *sum_lo, double *square, double *square_lo) {
     const S *x = xv;
+    int fetch = NAME(col_is_helped)(stride, flags);
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece;
@@ -85,7 +86,7 @@ FN_OUTLINE void NAME(col_sums)(const void *xv, ptrdiff_t rows, ptrdiff_t width, 
             sums[i] = m > 1 ? room[i] : there[i];
             memset(sums[i], 0, (size_t)(m * w) * sizeof(double));
         }
-        EACH_ABREAST(m, rows, NAME(col_look_add)(x + t + done * stride, height, a * w, a * stride, sums[0], sums[1], sums[2], sums[3]))
+        EACH_ABREAST(m, rows, NAME(col_look_add)(x + t + done * stride, height, a * w, a * stride, fetch, sums[0], sums[1], sums[2], sums[3]))
         for (int i = 0; i < 4 && m > 1; i += 2) fn_fold(sums[i], sums[i + 1], w, m, there[i], there[i + 1]);
     }
 }

@@ -42,7 +42,7 @@ typedef struct { double *mean, *mean_lo, *rstd; } fn_row_stats;
 /* The least and the most of 1 and of the sizes of gamma's numbers other than 0. */
 typedef struct { double least, most; } fn_sizes;
 
-enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16 };
+enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16, FN_FAR = 32 };
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
 
 /* `count` spans of `len` contiguous elements each, `stride` elements from the start of one to the start of the next. */
@@ -117,15 +117,15 @@ typedef struct {
 
     /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
 
-    /* sum[j] = Σ_r x[r,j] and square[j] = Σ_r x[r,j]² over `rows` rows, hi and lo parts. */
-    void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, double *sum, double *sum_lo, double *square,
-                     double *square_lo);
+    /* sum[j] = Σ_r x[r,j] and square[j] = Σ_r x[r,j]² over `rows` rows, hi and lo parts. FN_FAR: x lies beyond the cache. */
+    void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, int flags, double *sum, double *sum_lo,
+                     double *square, double *square_lo);
     /* m2[j] = Σ_r (x[r,j] - c)² - rows·(centre[j] - c)², c = fl(centre[j]): the squares about the centre, if it is the mean. */
     void (*col_squares)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, const double *centre, double *m2);
     /* Here and below p and g have a number per channel, which owns `post` neighbouring columns. */
     void (*col_affine)(const void *x, const void *residual, void *y, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
                        const fn_norms *p, ptrdiff_t post, int flags);
-    /* to.sum[j] = Σ_r dy[r,j]; to.dot[j] = Σ_r dy[r,j]·(x[r,j] - mean[j]); what the roundings lost in sum_lo, dot_lo. */
+    /* to.sum[j] = Σ_r dy[r,j]; to.dot[j] = Σ_r dy[r,j]·(x[r,j] - mean[j]); what the roundings lost in sum_lo, dot_lo. FN_FAR: as above. */
     void (*col_grad_sums)(const void *dy, const void *x, const void *residual, ptrdiff_t rows, ptrdiff_t width,
                           ptrdiff_t stride, const fn_norms *p, ptrdiff_t post, int flags, fn_planes to);
     void (*col_grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, ptrdiff_t rows,

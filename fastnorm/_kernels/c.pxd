@@ -41,7 +41,7 @@ cdef extern from "fastnorm.h" nogil:
         double least, most
     ctypedef struct fn_spans:
         Py_ssize_t len, count, stride
-    enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH, FN_SINGLE
+    enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH, FN_SINGLE, FN_FAR
     enum: FN_F32, FN_F64, FN_F16, FN_BF16
     enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_NEON, FN_LEVELS
     ctypedef struct fn_channel_ops:
@@ -83,8 +83,8 @@ cdef extern from "fastnorm.h" nogil:
                               const fn_grad *g, int flags, Py_ssize_t ahead) noexcept nogil
         void evaluate(const void *x, const void *residual, void *y, Py_ssize_t start, Py_ssize_t count, const fn_norms *p,
                       Py_ssize_t channels, Py_ssize_t post, int flags) noexcept nogil
-        void col_sums(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, double *sum, double *sum_lo,
-                      double *square, double *square_lo) noexcept nogil
+        void col_sums(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, int flags, double *sum,
+                      double *sum_lo, double *square, double *square_lo) noexcept nogil
         void col_squares(const void *x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride, const double *centre,
                          double *m2) noexcept nogil
         void col_affine(const void *x, const void *residual, void *y, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t stride,

@@ -1,13 +1,14 @@
 """A matrix of columns: how it is cut into tiles and bands, and the memory that a piece needs. For columns.pyx."""
 
-from fastnorm._kernels.c cimport fn_grads, fn_norms, fn_planes, omp_get_thread_num
-from fastnorm._kernels.job cimport Job, ceil_div, least, most, planes_of
+from fastnorm._kernels.c cimport FN_FAR, fn_grads, fn_norms, fn_planes, omp_get_thread_num
+from fastnorm._kernels.job cimport Job, ceil_div, element_count, least, most, planes_of
 
 cdef enum:
     BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
     NEAR_ELEMENTS = 65536  # a tile of one band, with its dy and dx, is in L2
     NARROWEST = 256  # columns: a quarter of a page in a row
     WIDEST = 2048  # columns: two pages of a row, so that memory is walked in long strides; more would leave too few rows in L2
+    FAR_BYTES = 4194304  # so large a tensor is not in L2
 
 
 # One matrix per sample (one in all for batch norm), `statistics` to a row.
@@ -55,6 +56,11 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     a.tiles = ceil_div(a.statistics, a.in_tile)
     a.channels = a.tile // job.post
     return a
+
+
+# How the primitives that form sums are told whether their data lie beyond the cache.
+cdef inline int far(const Job *job) noexcept nogil:
+    return FN_FAR if element_count(job) * job.ops.itemsize >= FAR_BYTES else 0
 
 
 # Are whole tiles shared out evenly enough? If not, the threads share bands.
