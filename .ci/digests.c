@@ -296,7 +296,7 @@ static void likelihood(data_t *d, int level, const char *dtype) {
             fill(d, which);
             o->softmax(d->x, d->y, ROWS, len, logarithm);
             eat_storage(d, d->y);
-            o->softmax_grad(d->dy, d->y, d->z, ROWS, len, logarithm);
+            o->softmax_grad(d->dy, d->y, d->z, ROWS, len, logarithm, which % 2 ? FN_STREAM : 0);
             eat_storage(d, d->z);
         }
         report(level, dtype, logarithm ? "log-softmax" : "softmax");

@@ -195,9 +195,10 @@ FN_INLINE T NAME(softmax_dot)(const S *dy, const S *y, ptrdiff_t len, int logari
     return (T)(s.hi + s.lo);
 }
 
-/* softmax: dx = y·(dy - Σdy·y); log-softmax: dx = dy - exp(y)·Σdy. */
-FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm) {
+/* softmax: dx = y·(dy - Σdy·y), streamed beyond the cache (0.7 of the time); log-softmax: dx = dy - exp(y)·Σdy. */
+FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
     NAME(pivot) zero = NAME(pivot_of)(0);
+    int stream = flags & FN_STREAM && !logarithm && len >= 64 * LINE; /* a line in two parts costs as much as a dozen others */
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *dy = (const S *)dyv + r * len, *y = (const S *)yv + r * len;
         S *dx = (S *)dxv + r * len;
@@ -211,12 +212,15 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(e[k], sum));
             NAME(exp_store)(e, dx + i, len - i);
         }
-        for (ptrdiff_t n; i < len; i += n) {
-            n = len - i < LANES ? len - i : LANES;
-            V z = MUL(NAME(col_load)(y + i, n), SUB(NAME(col_load)(dy + i, n), sum));
-            if (n < LANES) STORE_N(dx + i, z, n); else STORE(dx + i, z);
-        }
+#define OUT(n) MUL(NAME(col_load)(y + j, n), SUB(NAME(col_load)(dy + j, n), sum))
+#define FULL(n) if (stream) STREAM(dx + j, OUT(n)); else STORE(dx + j, OUT(n))
+#define PART(n) STORE_N(dx + j, OUT(n), n)
+        if (!logarithm) EACH_IN_ROW(dx, len, stream, FULL, PART);
+#undef PART
+#undef FULL
+#undef OUT
     }
+    if (stream) fn_fence();
 }
 
 /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max): x - max - log Σ is the log-likelihood. */

@@ -195,6 +195,33 @@ def test_unaligned_rows_stored_in_place(shape: tuple[int, ...], dtype: str, rng:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 63, 257, 1000, 1024, 2049, 4099])
+def test_gradient_of_softmax(width: int, dtype: str, rng: np.random.Generator) -> None:
+    """Streamed or not, apart or in place, wherever the rows lie: the same bits."""
+    shape, t = (5, width), dtype_of(dtype)
+    x, dy = draw(rng, shape, t), draw(rng, shape, t)
+    _, ctx = fn.softmax_forward(x)
+    expected = fn.softmax_backward(dy, ctx).dx
+    before, grain = core.set_stream_bytes(1), core.set_grain(512)
+    try:
+        for machine in machines():
+            for at in (0, 1, 4, 15):
+                for in_place in (False, True):
+                    (upstream, around_dy), (dx, around_dx) = (placed(dy.size, shape, t, at) for _ in range(2))
+                    upstream[...] = dy
+                    if in_place:
+                        dx, around_dx = upstream, around_dy
+                    fn.softmax_backward(upstream, ctx, out=dx)
+                    same_bits(dx, expected, f"{machine}, {at} elements into a line, in place {in_place}")
+                    assert (around_dx == 7).sum() == around_dx.size - dx.size + (dx == 7).sum(), (
+                        "written beside the output"
+                    )
+    finally:
+        core.set_stream_bytes(before)
+        core.set_grain(grain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_large_outputs_have_the_bits_of_their_channels_alone(dtype: str, rng: np.random.Generator) -> None:
     """An output of more than 8 MB is written past the cache; its bits are those of its channels taken alone."""
     itemsize = dtype_of(dtype).itemsize

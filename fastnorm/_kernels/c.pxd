@@ -107,7 +107,8 @@ cdef extern from "fastnorm.h" nogil:
         void add(const void *x, const void *residual, void *sum, Py_ssize_t len) noexcept nogil
         void gate_row(const void *dy, const void *y, void *to, Py_ssize_t len) noexcept nogil
         void softmax(const void *x, void *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
-        void softmax_grad(const void *dy, const void *y, void *dx, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
+        void softmax_grad(const void *dy, const void *y, void *dx, Py_ssize_t rows, Py_ssize_t len, int logarithm,
+                          int flags) noexcept nogil
         void lse(const void *x, Py_ssize_t len, const double *weight, double *out) noexcept nogil
         void cross_entropy_grad(const void *x, void *dx, Py_ssize_t len, double max, double sum, double a, double c,
                                 const double *weight, Py_ssize_t target, double b) noexcept nogil

@@ -16,7 +16,7 @@ ctypedef struct Likelihood:
 
 cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
 cdef void softmax_grad_rows(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
-                            int logarithm) noexcept nogil
+                            int logarithm, int flags) noexcept nogil
 cdef void cross_entropy_rows(const Likelihood *job) noexcept nogil
 # dlogits of every row; scale: what the row's cost is multiplied by in the total.
 cdef void cross_entropy_grad_rows(const Likelihood *job, const double *scale, char *dx) noexcept nogil

@@ -38,21 +38,21 @@ cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t row
 
 
 cdef void softmax_grad_chunk(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
-                             int logarithm, Py_ssize_t u) noexcept nogil:
+                             int logarithm, int flags, Py_ssize_t u) noexcept nogil:
     cdef Py_ssize_t size = chunk_rows(len), o = u * size * len * ops.itemsize
-    ops.softmax_grad(dy + o, y + o, dx + o, least(size, rows - u * size), len, logarithm)
+    ops.softmax_grad(dy + o, y + o, dx + o, least(size, rows - u * size), len, logarithm, flags)
 
 
 cdef void softmax_grad_rows(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
-                            int logarithm) noexcept nogil:
+                            int logarithm, int flags) noexcept nogil:
     cdef Py_ssize_t u, n = chunk_rows(len)
     cdef int threads = threads_for(rows * len)
     if threads == 1:
         for u in range((rows + n - 1) // n):
-            softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, u)
+            softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, flags, u)
     else:
         for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads):
-            softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, u)
+            softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, flags, u)
 
 
 cdef void cost_of_row(const Likelihood *job, Py_ssize_t r) noexcept nogil:

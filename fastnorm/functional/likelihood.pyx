@@ -3,8 +3,8 @@ cimport numpy as cnp
 import numpy as np
 from libc.stdint cimport int64_t
 
-from fastnorm._kernels.c cimport FN_F64, fn_dd, fn_dd_add
-from fastnorm._kernels.core cimport fresh, ops_for
+from fastnorm._kernels.c cimport FN_F64, FN_STREAM, fn_dd, fn_dd_add
+from fastnorm._kernels.core cimport fresh, ops_for, streams
 from fastnorm._kernels.likelihood cimport (
     Likelihood, cross_entropy_grad_rows, cross_entropy_rows, softmax_grad_rows, softmax_rows,
 )
@@ -98,7 +98,7 @@ cdef object backward(SoftmaxContext ctx, object dy, object out):
     cdef const char *gs
     cdef char *target
     cdef Py_ssize_t len_, rows
-    cdef int logarithm = ctx.op == "log_softmax"
+    cdef int logarithm = ctx.op == "log_softmax", flags = 0
     like(dy, "dy", ctx.y, ctx.dtype)
     y, g = rows_last(ctx.y, ctx.axis), rows_last(dy, ctx.axis)
     if out is not None:
@@ -108,14 +108,16 @@ cdef object backward(SoftmaxContext ctx, object dy, object out):
     result = output(out, ctx.y, ctx.y, ctx.dtype)
     dx = last(result, ctx.axis)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(dx)
-    if not direct:
+    if direct:
+        flags = FN_STREAM if streams(cnp.PyArray_NBYTES(dx)) else 0
+    else:
         dx = np.empty_like(g) if np.may_share_memory(g, dy) else g
     len_ = cnp.PyArray_DIM(y, cnp.PyArray_NDIM(y) - 1)
     rows = cnp.PyArray_SIZE(y) // len_ if len_ > 0 else 0
     ys, gs, target = <const char *> cnp.PyArray_DATA(y), <const char *> cnp.PyArray_DATA(g), <char *> cnp.PyArray_DATA(dx)
     if rows > 0:
         with nogil:
-            softmax_grad_rows(ops_for(ctx.dtype), gs, ys, target, rows, len_, logarithm)
+            softmax_grad_rows(ops_for(ctx.dtype), gs, ys, target, rows, len_, logarithm, flags)
     if not direct:
         np.copyto(last(result, ctx.axis), dx)
     return InputGrad(result)
