@@ -79,7 +79,6 @@
 #undef FN_LONG
 #undef FN_TILE
 #undef FN_ROWS
-#undef MOST_ROWS
 #undef SOON
 #undef FETCH
 #undef FETCH_L1

@@ -68,7 +68,9 @@ FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_
         }
         ACC_SUMS(sum, n, t[0], t[1]);
         ACC_SUMS(dot, n, t[2], t[3]);
-        vdd_put(t[2], t[3], vdd_moved(vdd_at(t[2], t[3], n), vdd_at(t[0], t[1], n), away, low), n);
+        /* As in sums_about, to the last bit: what is streamed, or shared by threads, goes that way. */
+        if (sizeof(T) == 8) vdd_put(t[2], t[3], vdd_moved(vdd_at(t[2], t[3], n), vdd_at(t[0], t[1], n), away, low), n);
+        else fn_put(t[3], vd_sub(fn_at(t[3], n), vd_mul(vd_add(away, low), fn_at(t[0], n))), n);
         for (ptrdiff_t i = 0; i < n; i++) { fn_sums one = {t[0][i], t[1][i], t[2][i], t[3][i]}; out[first + i] = one; }
 #ifdef WIDER
         for (ptrdiff_t k = first; FN_UNLIKELY(!q.plain) && k < first + n; k++) {

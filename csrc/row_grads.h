@@ -1,8 +1,8 @@
 /* The gradients of rows.h. With g = dy·gamma and xhat = (x - mean)·rstd:  dx = rstd·(g - Σg/n - xhat·Σ(g·xhat)/n),
    dgamma = Σ_rows dy·xhat, dbeta = Σ_rows dy.
 
-   Included once per (storage S, arithmetic T). The sums of some rows, then their dx while they are in cache, some vectors of columns
-   at a time, whose dgamma and dbeta stay in registers through all these rows. The sums fetch what comes SOON after them, so that
+   Included once per (storage S, arithmetic T). The sums of eight rows, then their dx while they are in cache, some vectors of columns
+   at a time, whose dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that
    memory is busy while dx is made; left to the processor, it stops at every page. */
 
 /* Σg and Σg·(x - mean) or, with `near`, Σg·x of `count` rows, in double as in spans.h. */
@@ -82,12 +82,7 @@ FN_OUTLINE void NAME(rows_grad_sums)(const void *dy, const void *x, const void *
     NAME(some_grad_sums)(dy, x, gamma, rows, len, stride, stat, centred, to, len < 8 * LINE ? 0 : SOON);
 }
 
-/* Rows differentiated together: eight, or short ones sixteen, to wait less often for the end of a chain (layer norm of rows of 64
-   takes 0.9 of the time). */
-#define MOST_ROWS (2 * FN_ROWS)
-FN_INLINE ptrdiff_t NAME(grad_rows)(ptrdiff_t len) { return len <= 8 * LINE ? MOST_ROWS : FN_ROWS; }
-
-typedef struct { T hi[MOST_ROWS], lo[MOST_ROWS], rstd[MOST_ROWS], b[MOST_ROWS], c[MOST_ROWS]; } NAME(row_grads);
+typedef struct { T hi[FN_ROWS], lo[FN_ROWS], rstd[FN_ROWS], b[FN_ROWS], c[FN_ROWS]; } NAME(row_grads);
 
 typedef struct { V hi, lo, rstd, b, c; } NAME(row_v);
 FN_INLINE NAME(row_v) NAME(row_at)(const NAME(row_grads) *q, ptrdiff_t r) {
@@ -95,18 +90,17 @@ FN_INLINE NAME(row_v) NAME(row_at)(const NAME(row_grads) *q, ptrdiff_t r) {
     return v;
 }
 
-/* dx's numbers of the n rows from k on, at most eight, in vectors; can T hold them and all that they meet? */
-FN_INLINE int NAME(row_numbers)(const fn_row_stats *stat, const fn_sizes *sizes, const fn_planes *sums, ptrdiff_t k, ptrdiff_t n,
-                                double number, NAME(row_grads) *q) {
-    vd mean = fn_at(stat->mean + k, n), rstd = fn_at(stat->rstd + k, n), minus = vd_mul(rstd, vd_set1(-1)), count = vd_set1(number);
-    vd sum = vd_add(fn_at(sums->sum + k, n), fn_at(sums->sum_lo + k, n));
-    vd dot = vd_add(fn_at(sums->dot + k, n), fn_at(sums->dot_lo + k, n));
+/* dx's numbers of n rows, at most eight, in vectors; can T hold them and all that they meet? */
+FN_INLINE int NAME(row_numbers)(const fn_row_stats *stat, const fn_sizes *sizes, const fn_planes *sums, ptrdiff_t n, double number,
+                                NAME(row_grads) *q) {
+    vd mean = fn_at(stat->mean, n), rstd = fn_at(stat->rstd, n), minus = vd_mul(rstd, vd_set1(-1)), count = vd_set1(number);
+    vd sum = vd_add(fn_at(sums->sum, n), fn_at(sums->sum_lo, n)), dot = vd_add(fn_at(sums->dot, n), fn_at(sums->dot_lo, n));
     vd b = vd_mul(minus, vd_div(vd_mul(dot, rstd), count)), c = vd_div(vd_mul(minus, sum), count);
-    PUT8(q->hi + k, mean);
-    PUT8(q->lo + k, vd_add(vd_sub(mean, GET8(q->hi + k)), fn_at(stat->mean_lo + k, n)));
-    PUT8(q->rstd + k, rstd);
-    PUT8(q->b + k, b);
-    PUT8(q->c + k, c);
+    PUT8(q->hi, mean);
+    PUT8(q->lo, vd_add(vd_sub(mean, GET8(q->hi)), fn_at(stat->mean_lo, n)));
+    PUT8(q->rstd, rstd);
+    PUT8(q->b, b);
+    PUT8(q->c, c);
     vl gamma = vl_and(vl_plain(vd_mul(rstd, vd_set1(sizes->least))), vl_plain(vd_mul(rstd, vd_set1(sizes->most))));
     vl norm = vl_and(vl_plain(rstd), vd_within(mean, 0x1p-90, 0x1p125)); /* rstd bounds the variance */
     return vl_all(vl_and(vl_and(gamma, norm), vl_and(vl_plain(b), vl_plain(c))));
@@ -118,7 +112,7 @@ FN_INLINE V NAME(row_dx)(V g, V xhat, V gamma, NAME(row_v) v, int has_gamma, int
     return centred ? ADD(z, v.c) : z;
 }
 
-/* What a piece of some rows shares: w columns from column t of the rows on, and where rows meet (or NULL). */
+/* What a piece of eight rows shares: w columns from column t of the rows on, and where rows meet (or NULL). */
 typedef struct {
     const S *dy, *x;
     const P *gamma;
@@ -269,7 +263,7 @@ FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q,
    rows, which leave no line of dx there, four. (In cache, rows of 4096 side by side took 1.4 times as long, eight of them.) */
 FN_INLINE ptrdiff_t NAME(rows_beside)(ptrdiff_t stride, int stream) {
     ptrdiff_t bytes = stride * (ptrdiff_t)sizeof(S), apart = bytes & -bytes, height = (stream ? 4 : 2) * 4096 / (apart < 4096 ? apart : 4096);
-    return height < MOST_ROWS ? height : MOST_ROWS;
+    return height < FN_ROWS ? height : FN_ROWS;
 }
 
 /* A single row's gradient of parameters, as they are. */
@@ -279,7 +273,7 @@ FN_INLINE void NAME(row_put)(const T *from, ptrdiff_t w, P *to) {
 }
 
 /* dx of rows [0, rows) of length len given each row's statistics and sums Σg, Σg·(x - mean), which are formed here if their arrays
-   are NULL; dgamma, dbeta (or NULL) are added to, or with FN_FRESH set: a group of rows in T, then widened; or with FN_SINGLE those of
+   are NULL; dgamma, dbeta (or NULL) are added to, or with FN_FRESH set: eight rows in T, then widened; or with FN_SINGLE those of
    the only row, in P. `n` is the number of elements behind each statistic: len, unless these are pieces of longer rows. */
 FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv, void *dxv, ptrdiff_t rows, ptrdiff_t len,
                                 ptrdiff_t stride, double n, fn_row_stats stat, fn_sizes sizes, fn_planes sums, int centred, int flags,
@@ -293,20 +287,17 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     int seamed = stream && whole && !across.in && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
     ptrdiff_t ahead = len < 8 * LINE ? 0 : SOON; /* shorter rows the processor fetches by itself, and help costs a tenth */
     NAME(seams) seams;
-    const ptrdiff_t group = NAME(grad_rows)(len);
-    double memory[4 * MOST_ROWS];
-    for (ptrdiff_t r = 0; r < rows; r += group) {
-        ptrdiff_t some = rows - r < group ? rows - r : group;
+    double memory[4 * FN_ROWS];
+    for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
+        ptrdiff_t some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
         const S *dy = (const S *)dyv + r * stride, *x = (const S *)xv + r * stride;
         S *dx = (S *)dxv + r * stride;
         fn_row_stats of = {stat.mean + r, stat.mean_lo + r, stat.rstd + r};
-        fn_planes four = {memory, memory + MOST_ROWS, memory + 2 * MOST_ROWS, memory + 3 * MOST_ROWS};
+        fn_planes four = {memory, memory + FN_ROWS, memory + 2 * FN_ROWS, memory + 3 * FN_ROWS};
         if (!sums.sum) NAME(some_grad_sums)(dy, x, gv, some, len, stride, of, centred, four, ahead);
         else { fn_planes given = {sums.sum + r, sums.sum_lo + r, sums.dot + r, sums.dot_lo + r}; four = given; }
         NAME(row_grads) q;
-        int safe = 1;
-        for (ptrdiff_t k = 0; k < some; k += FN_ROWS)
-            safe &= NAME(row_numbers)(&of, &sizes, &four, k, some - k < FN_ROWS ? some - k : FN_ROWS, n, &q);
+        int safe = NAME(row_numbers)(&of, &sizes, &four, some, n, &q);
 #ifdef WIDER
         if (FN_UNLIKELY(!safe)) { /* row by row: a row's dx must not depend on its neighbours */
             if (across.before) NAME(end_across)(dy, x, dx, &across, centred);
