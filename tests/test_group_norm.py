@@ -26,6 +26,7 @@ from support import (
 )
 
 import fastnorm as fn
+from fastnorm._kernels import core
 
 SHAPES = [
     *(((2, 4, n), 2, 1) for n in LENGTHS),
@@ -178,3 +179,28 @@ def test_an_infinite_output_behind_a_relu_keeps_its_gradient(shape: tuple[int, .
     grads = fn.group_norm_backward(dy, ctx)
     assert np.isinf(y[:, 3]).all()
     assert all(np.isfinite(g).all() for g in (grads.dx, grads.dweight, grads.dbias))
+
+
+@pytest.mark.parametrize("pixels", [1, 4, 15, 16, 20, 45, 63, 64, 100])
+@pytest.mark.parametrize("outlier", [False, True])
+def test_samples_have_the_bits_that_they_have_alone(pixels: int, outlier: bool, rng: np.random.Generator) -> None:
+    """In few samples and many, in cache and streamed, also beside a value that outweighs all others."""
+    x, dy = (rng.standard_normal((40, 6, pixels)).astype(np.float32) for _ in range(2))
+    if outlier:
+        x[:, 0, 0] = 1e30
+    weight = rng.standard_normal(6).astype(np.float32)
+
+    def both(part: slice) -> tuple[Any, Any]:
+        y, ctx = fn.group_norm_forward(x[part], 2, weight)
+        return y, fn.group_norm_backward(dy[part], ctx).dx
+
+    alone = [both(slice(i, i + 1)) for i in range(len(x))]
+    size = core.set_stream_bytes(1)
+    try:
+        streamed = both(slice(None))
+    finally:
+        core.set_stream_bytes(size)
+    for what, (y, dx) in (("streamed", streamed), ("forty", both(slice(None))), ("seven", both(slice(0, 7)))):
+        for i in range(len(y)):
+            same_bits(y[i], alone[i][0][0], f"y of sample {i}, {what}")
+            same_bits(dx[i], alone[i][1][0], f"dx of sample {i}, {what}")

@@ -20,14 +20,12 @@ cdef enum:
     SHORT = 64  # elements of a span of batch norm
     VECTOR = 16  # elements
     SHORT_TO_WALK = 20  # elements of a span of batch norm beyond the cache
-    SHORT_OF_FEW = VECTOR  # elements of a channel within a group
-    SHORT_OF_MANY = 64  # the same in many samples, which share the parameters written out for every element
-    MANY_SAMPLES = 8
+    SHORT_CHANNEL = VECTOR  # elements of a channel within a group; whatever the number of samples, whose bits must not depend on it
     SHORT_GROUP = 65536  # elements of a group: more are worth several threads
 
 
 cdef inline bint by_columns(const Job *job) noexcept nogil:
-    return job.post < SHORT if job.groups == 0 else job.pre > 1 or job.post < SHORT_OF_FEW
+    return job.post < SHORT if job.groups == 0 else job.pre > 1 or job.post < SHORT_CHANNEL
 
 
 # Given statistics: is memory walked? Not in the cache where spans of batch norm are short: their numbers, written out for columns, are
@@ -37,8 +35,7 @@ cdef inline bint walks(const Job *job) noexcept nogil:
 
 
 cdef inline bint by_short_groups(const Job *job) noexcept nogil:
-    cdef Py_ssize_t short = SHORT_OF_MANY if job.n >= MANY_SAMPLES else SHORT_OF_FEW
-    return job.post < short and job.c // job.groups * job.post <= SHORT_GROUP and fits_short(job)
+    return job.post < SHORT_CHANNEL and job.c // job.groups * job.post <= SHORT_GROUP and fits_short(job)
 
 
 cdef int norm_forward(const Job *job) noexcept nogil:
