@@ -259,10 +259,12 @@ FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q,
     for (; j < p->len; j += LANES) NAME(columns_across)(p, q, rows, j, 1, 0, centred, stream);
 }
 
-/* How many rows are taken side by side: as many as leave two of them to a set of L1, whose eight lines hold three arrays; streamed
-   rows, which leave no line of dx there, four. (In cache, rows of 4096 side by side took 1.4 times as long, eight of them.) */
+/* How many rows are taken side by side: as many as leave two of them to a set of L1, whose eight lines hold three arrays and what the
+   processor fetches ahead; streamed rows, which leave no line of dx there, four if each gives four lines at a time. (Of rows of 4096
+   four took 1.4 times as long at AVX2, and eight twice as long; in cache, eight took 1.4 times as long.) */
 FN_INLINE ptrdiff_t NAME(rows_beside)(ptrdiff_t stride, int stream) {
-    ptrdiff_t bytes = stride * (ptrdiff_t)sizeof(S), apart = bytes & -bytes, height = (stream ? 4 : 2) * 4096 / (apart < 4096 ? apart : 4096);
+    ptrdiff_t bytes = stride * (ptrdiff_t)sizeof(S), apart = bytes & -bytes, in_set = stream && COLUMNS_AT_ONCE == 4 ? 4 : 2;
+    ptrdiff_t height = in_set * 4096 / (apart < 4096 ? apart : 4096);
     return height < FN_ROWS ? height : FN_ROWS;
 }
 
