@@ -153,7 +153,7 @@ typedef struct {
     void (*gate_row)(const void *dy, const void *y, void *to, ptrdiff_t len);
 
     /* ---- softmax, cross-entropy, dropout ---- */
-    void (*softmax)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t len, int logarithm);
+    void (*softmax)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags);
     void (*softmax_grad)(const void *dy, const void *y, void *dx, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags);
     /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max) over one row. */
     void (*lse)(const void *x, ptrdiff_t len, const double *weight, double out[4]);

@@ -106,6 +106,10 @@ FN_INLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
     return t[0];
 }
 
+/* What lies `ahead` of four vectors is fetched into L2: exp keeps the processor busy for as long as the next row takes to come. (Rows
+   of 1000 beyond the cache take three quarters of the time for it.) */
+FN_INLINE void NAME(exp_fetch)(const S *x, ptrdiff_t ahead) { EACH_OF(EXP_AT_ONCE, k) fn_prefetch(x + ahead + k * LANES); }
+
 /* Σexp(x - max); with `to`, exp(x - max) is left there. `fine`: every one is added in double, because a small cost is the log of 1 and a
    little; otherwise four are first added in T. */
 FN_INLINE double NAME(row_exp)(const S *x, T *to, const S *soon, ptrdiff_t len, const NAME(pivot) *p, int near, int fine) {
@@ -113,6 +117,7 @@ FN_INLINE double NAME(row_exp)(const S *x, T *to, const S *soon, ptrdiff_t len, 
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
         V e[EXP_AT_ONCE];
         NAME(exp_load)(e, x + i, len - i, p);
+        NAME(exp_fetch)(x + i, len);
         if (soon) FETCH_L1(soon + i, EXP_AT_ONCE * LANES);
         if (near) NAME(exp_near)(e, p, EXP_AT_ONCE); else NAME(exp_far)(e, p, EXP_AT_ONCE);
         if (len - i < EXP_AT_ONCE * LANES) NAME(exp_clear)(e, len - i);
@@ -137,39 +142,60 @@ FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pi
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
         V e[EXP_AT_ONCE];
         NAME(exp_load)(e, x + i, len - i, p);
+        NAME(exp_fetch)(x + i, len);
         if (p->near) NAME(exp_near)(e, p, EXP_AT_ONCE); else NAME(exp_far)(e, p, EXP_AT_ONCE);
         EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(e[k], scale);
         NAME(exp_store)(e, y + i, len - i);
     }
 }
 
-/* A half type cannot hold exp(x - max). Of a row that is not too long it waits in T for its sum; of a longer one it is computed
-   again. */
-FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm) {
-    T room[sizeof(S) < sizeof(T) ? EXP_ROOM + EXP_AT_ONCE * LANES : 1];
+/* Rows that are streamed beyond the cache (0.8 of the time, where the next row is fetched meanwhile). The line that two rows share is
+   written in two parts; it is fetched before, or else it costs as much as a dozen others. */
+FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int flags) { return flags & FN_STREAM && len >= 32 * LINE; }
+
+/* exp(x - max) waits for its sum in y, or in T where y is streamed or of a half type, which cannot hold it; of a row that is too
+   long for that room it stays in y, or is computed again. */
+FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
+    T room[EXP_ROOM + EXP_AT_ONCE * LANES] __attribute__((aligned(64)));
+    int half = sizeof(S) < sizeof(T), again = half && !logarithm && len > EXP_ROOM;
+    int stream = NAME(softmax_streams)(len, flags) && (logarithm || len <= EXP_ROOM);
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *x = (const S *)xv + r * len;
         S *y = (S *)yv + r * len;
         T top = NAME(row_max)(x, len);
         NAME(pivot) p = NAME(pivot_of)(top);
-        ptrdiff_t i = 0;
+#define ROW_OF(OUT)                                                                                                      \
+    if (stream) { fn_prefetch_l1(y + len); EACH_IN_ROW(y, len, 1, OUT##_STREAM, OUT##_PART); }                            \
+    else EACH_IN_ROW(y, len, 0, OUT##_STORE, OUT##_PART)
+#define LOG(n) SUB(SUB(NAME(col_load)(x + j, n), hi), lo)
+#define LOG_STREAM(n) STREAM(y + j, LOG(n))
+#define LOG_STORE(n) STORE(y + j, LOG(n))
+#define LOG_PART(n) STORE_N(y + j, LOG(n), n)
+#define EXP_STREAM(n) STREAM(y + j, MUL(LOAD_T(to + j), scale))
+#define EXP_STORE(n) STORE(y + j, MUL(LOAD_T(to + j), scale))
+#define EXP_PART(n) STORE_N(y + j, MUL(to == room ? LOAD_T(to + j) : LOAD_N(y + j, n), scale), n)
         if (logarithm) {
             /* max + log Σ as hi + lo: x - hi is exact where it is small */
-            fn_dd lse = fn_two_sum((double)top, fn_log(NAME(exp_sum)(x, y, len, &p)));
+            fn_dd lse = fn_two_sum((double)top, fn_log(NAME(exp_sum)(x, stream ? NULL : y, len, &p)));
             T high = (T)lse.hi;
             V hi = SET1(high), lo = SET1((T)((lse.hi - (double)high) + lse.lo));
-            for (; i < len; i += LANES) {
-                ptrdiff_t n = len - i < LANES ? len - i : LANES;
-                V z = SUB(SUB(NAME(col_load)(x + i, n), hi), lo);
-                if (n < LANES) STORE_N(y + i, z, n); else STORE(y + i, z);
-            }
-        } else if (sizeof(S) >= sizeof(T) || len <= EXP_ROOM) {
-            T *to = sizeof(S) >= sizeof(T) ? (T *)y : room;
+            ROW_OF(LOG);
+        } else if (again) NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exps)(x, NULL, len, &p)));
+        else {
+            T *to = half || stream ? room : (T *)y;
             V scale = SET1((T)(1 / NAME(exps)(x, to, len, &p)));
-            for (; i <= len - LANES; i += LANES) STORE(y + i, MUL(LOAD_T(to + i), scale));
-            if (i < len) STORE_N(y + i, MUL(sizeof(S) >= sizeof(T) ? LOAD_N(y + i, len - i) : LOAD_T(to + i), scale), len - i);
-        } else NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exps)(x, NULL, len, &p)));
+            ROW_OF(EXP);
+        }
+#undef EXP_PART
+#undef EXP_STORE
+#undef EXP_STREAM
+#undef LOG_PART
+#undef LOG_STORE
+#undef LOG_STREAM
+#undef LOG
+#undef ROW_OF
     }
+    if (stream) fn_fence();
 }
 
 /* += dy·y, or of log-softmax dy, n elements; the products of floats are made in double, those of half types are exact in float. */
@@ -195,10 +221,10 @@ FN_INLINE T NAME(softmax_dot)(const S *dy, const S *y, ptrdiff_t len, int logari
     return (T)(s.hi + s.lo);
 }
 
-/* softmax: dx = y·(dy - Σdy·y), streamed beyond the cache (0.7 of the time); log-softmax: dx = dy - exp(y)·Σdy. */
+/* softmax: dx = y·(dy - Σdy·y), streamed beyond the cache; log-softmax: dx = dy - exp(y)·Σdy. */
 FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
     NAME(pivot) zero = NAME(pivot_of)(0);
-    int stream = flags & FN_STREAM && !logarithm && len >= 64 * LINE; /* a line in two parts costs as much as a dozen others */
+    int stream = !logarithm && NAME(softmax_streams)(len, flags);
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *dy = (const S *)dyv + r * len, *y = (const S *)yv + r * len;
         S *dx = (S *)dxv + r * len;
@@ -208,6 +234,8 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             V e[EXP_AT_ONCE], g[EXP_AT_ONCE];
             NAME(exp_load)(e, y + i, len - i, &zero);
             NAME(exp_load)(g, dy + i, len - i, &zero);
+            NAME(exp_fetch)(y + i, len);
+            NAME(exp_fetch)(dy + i, len);
             NAME(exp_near)(e, &zero, EXP_AT_ONCE);
             EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(e[k], sum));
             NAME(exp_store)(e, dx + i, len - i);
@@ -215,6 +243,7 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
 #define OUT(n) MUL(NAME(col_load)(y + j, n), SUB(NAME(col_load)(dy + j, n), sum))
 #define FULL(n) if (stream) STREAM(dx + j, OUT(n)); else STORE(dx + j, OUT(n))
 #define PART(n) STORE_N(dx + j, OUT(n), n)
+        if (stream) fn_prefetch_l1(dx + len);
         if (!logarithm) EACH_IN_ROW(dx, len, stream, FULL, PART);
 #undef PART
 #undef FULL

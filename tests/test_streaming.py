@@ -7,6 +7,7 @@ rows, spans and channels share cache lines in every way that the arrays' places 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -195,25 +196,27 @@ def test_unaligned_rows_stored_in_place(shape: tuple[int, ...], dtype: str, rng:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [1, 63, 257, 1000, 1024, 2049, 4099])
-def test_gradient_of_softmax(width: int, dtype: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("width", [1, 63, 257, 1000, 1024, 2049, 4099, 8193])
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+def test_softmax(op: str, width: int, dtype: str, rng: np.random.Generator) -> None:
     """Streamed or not, apart or in place, wherever the rows lie: the same bits."""
     shape, t = (5, width), dtype_of(dtype)
     x, dy = draw(rng, shape, t), draw(rng, shape, t)
-    _, ctx = fn.softmax_forward(x)
-    expected = fn.softmax_backward(dy, ctx).dx
+    forward, backward = getattr(fn, op), getattr(fn, f"{op}_backward")
+    y, ctx = getattr(fn, f"{op}_forward")(x)
+    passes = {"y": (forward, x, y), "dx": (lambda dy, out: backward(dy, ctx, out=out).dx, dy, backward(dy, ctx).dx)}
     before, grain = core.set_stream_bytes(1), core.set_grain(512)
     try:
         for machine in machines():
             for at in (0, 1, 4, 15):
-                for in_place in (False, True):
-                    (upstream, around_dy), (dx, around_dx) = (placed(dy.size, shape, t, at) for _ in range(2))
-                    upstream[...] = dy
+                for (field, (call, given, expected)), in_place in product(passes.items(), (False, True)):
+                    (source, around_source), (out, around_out) = (placed(x.size, shape, t, at) for _ in range(2))
+                    source[...] = given
                     if in_place:
-                        dx, around_dx = upstream, around_dy
-                    fn.softmax_backward(upstream, ctx, out=dx)
-                    same_bits(dx, expected, f"{machine}, {at} elements into a line, in place {in_place}")
-                    assert (around_dx == 7).sum() == around_dx.size - dx.size + (dx == 7).sum(), (
+                        out, around_out = source, around_source
+                    call(source, out=out)
+                    same_bits(out, expected, f"{field}, {machine}, {at} elements into a line, in place {in_place}")
+                    assert (around_out == 7).sum() == around_out.size - out.size + (out == 7).sum(), (
                         "written beside the output"
                     )
     finally:

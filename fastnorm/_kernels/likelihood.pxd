@@ -14,7 +14,8 @@ ctypedef struct Likelihood:
     double *stat  # 2 per row: max and Σexp(x - max)
     double *loss  # 1 per row
 
-cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil
+cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm,
+                       int flags) noexcept nogil
 cdef void softmax_grad_rows(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
                             int logarithm, int flags) noexcept nogil
 cdef void cross_entropy_rows(const Likelihood *job) noexcept nogil

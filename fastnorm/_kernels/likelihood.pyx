@@ -20,21 +20,22 @@ cdef inline Py_ssize_t chunk_rows(Py_ssize_t len) noexcept nogil:
     return 1 if len >= CHUNK else CHUNK // len
 
 
-cdef void softmax_chunk(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm,
+cdef void softmax_chunk(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm, int flags,
                         Py_ssize_t u) noexcept nogil:
     cdef Py_ssize_t size = chunk_rows(len), o = u * size * len * ops.itemsize
-    ops.softmax(x + o, y + o, least(size, rows - u * size), len, logarithm)
+    ops.softmax(x + o, y + o, least(size, rows - u * size), len, logarithm, flags)
 
 
-cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm) noexcept nogil:
+cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm,
+                       int flags) noexcept nogil:
     cdef Py_ssize_t u, n = chunk_rows(len)
     cdef int threads = threads_for(rows * len)
     if threads == 1:
         for u in range((rows + n - 1) // n):
-            softmax_chunk(ops, x, y, rows, len, logarithm, u)
+            softmax_chunk(ops, x, y, rows, len, logarithm, flags, u)
     else:
         for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads):
-            softmax_chunk(ops, x, y, rows, len, logarithm, u)
+            softmax_chunk(ops, x, y, rows, len, logarithm, flags, u)
 
 
 cdef void softmax_grad_chunk(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,

@@ -61,7 +61,7 @@ cdef tuple forward(str op, object x, object axis, object out):
     cdef const char *source
     cdef char *target
     cdef Py_ssize_t len_, rows
-    cdef int logarithm = op == "log_softmax"
+    cdef int logarithm = op == "log_softmax", flags = 0
     ctx.op = op
     ctx.dtype = dtype_of(x, "x")
     if cnp.PyArray_NDIM(x) == 0:
@@ -75,14 +75,16 @@ cdef tuple forward(str op, object x, object axis, object out):
     # The rows of the result lie in its own memory when the axis is last there, else they come back through a copy.
     y = last(result, ctx.axis)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(y) and cnp.PyArray_ISALIGNED(y)
-    if not direct:
+    if direct:
+        flags = FN_STREAM if streams(cnp.PyArray_NBYTES(y)) else 0
+    else:
         y = np.empty_like(work) if np.may_share_memory(work, x) else work  # a row is read before it is written
     len_ = cnp.PyArray_DIM(work, cnp.PyArray_NDIM(work) - 1)
     rows = cnp.PyArray_SIZE(work) // len_ if len_ > 0 else 0
     source, target = <const char *> cnp.PyArray_DATA(work), <char *> cnp.PyArray_DATA(y)
     if rows > 0:
         with nogil:
-            softmax_rows(ops_for(ctx.dtype), source, target, rows, len_, logarithm)
+            softmax_rows(ops_for(ctx.dtype), source, target, rows, len_, logarithm, flags)
     if not direct:
         np.copyto(last(result, ctx.axis), y)
     if out is not None and result is not out:
