@@ -6,7 +6,7 @@
    the order): one alone is a chain of steps, each waiting for the last. Of floats below 1.3 ULP. */
 
 #define EXP_AT_ONCE 4
-#define EXP_ROOM 8192 /* elements */
+#define EXP_ROOM (32768 / (ptrdiff_t)sizeof(T)) /* elements */
 
 /* x[k] = exp(r[k])·2^n, |r| ≤ ln 2 / 2, from c = n + CARRIER. */
 FN_INLINE void NAME(exp_rest)(V *x, const V *r, const V *c, int count) {
@@ -153,50 +153,55 @@ FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pi
    written in two parts; it is fetched before, or else it costs as much as a dozen others. */
 FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int flags) { return flags & FN_STREAM && len >= 32 * LINE; }
 
-/* exp(x - max) waits for its sum in y, or in T where y is streamed or of a half type, which cannot hold it; of a row that is too
-   long for that room it stays in y, or is computed again. */
-FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
+/* OUT over a row of y, streamed or not. */
+#define EACH_IN_OUTPUT(y, len, stream)                                                                                   \
+    do {                                                                                                                 \
+        if (stream) { fn_prefetch_l1(y + len); EACH_IN_ROW(y, len, 1, FULL_STREAM, PART); }                               \
+        else EACH_IN_ROW(y, len, 0, FULL_STORE, PART);                                                                   \
+    } while (0)
+#define FULL_STREAM(n) STREAM(y + j, OUT(n))
+#define FULL_STORE(n) STORE(y + j, OUT(n))
+#define PART(n) STORE_N(y + j, OUT(n), n)
+
+/* A row of at most EXP_ROOM; exp(x - max) waits for its sum in T: y is streamed, or of a half type, which cannot hold it. */
+FN_OUTLINE void NAME(softmax_apart)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, int stream) {
     T room[EXP_ROOM + EXP_AT_ONCE * LANES] __attribute__((aligned(64)));
-    int half = sizeof(S) < sizeof(T), again = half && !logarithm && len > EXP_ROOM;
-    int stream = NAME(softmax_streams)(len, flags) && (logarithm || len <= EXP_ROOM);
+    V scale = SET1((T)(1 / NAME(exps)(x, room, len, p)));
+#define OUT(n) MUL(LOAD_T(room + j), scale)
+    EACH_IN_OUTPUT(y, len, stream);
+#undef OUT
+}
+
+FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
+    int stream = NAME(softmax_streams)(len, flags) && (logarithm || len <= EXP_ROOM), half = sizeof(S) < sizeof(T);
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *x = (const S *)xv + r * len;
         S *y = (S *)yv + r * len;
         T top = NAME(row_max)(x, len);
         NAME(pivot) p = NAME(pivot_of)(top);
-#define ROW_OF(OUT)                                                                                                      \
-    if (stream) { fn_prefetch_l1(y + len); EACH_IN_ROW(y, len, 1, OUT##_STREAM, OUT##_PART); }                            \
-    else EACH_IN_ROW(y, len, 0, OUT##_STORE, OUT##_PART)
-#define LOG(n) SUB(SUB(NAME(col_load)(x + j, n), hi), lo)
-#define LOG_STREAM(n) STREAM(y + j, LOG(n))
-#define LOG_STORE(n) STORE(y + j, LOG(n))
-#define LOG_PART(n) STORE_N(y + j, LOG(n), n)
-#define EXP_STREAM(n) STREAM(y + j, MUL(LOAD_T(to + j), scale))
-#define EXP_STORE(n) STORE(y + j, MUL(LOAD_T(to + j), scale))
-#define EXP_PART(n) STORE_N(y + j, MUL(to == room ? LOAD_T(to + j) : LOAD_N(y + j, n), scale), n)
         if (logarithm) {
             /* max + log Σ as hi + lo: x - hi is exact where it is small */
             fn_dd lse = fn_two_sum((double)top, fn_log(NAME(exp_sum)(x, stream ? NULL : y, len, &p)));
             T high = (T)lse.hi;
             V hi = SET1(high), lo = SET1((T)((lse.hi - (double)high) + lse.lo));
-            ROW_OF(LOG);
-        } else if (again) NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exps)(x, NULL, len, &p)));
+#define OUT(n) SUB(SUB(NAME(col_load)(x + j, n), hi), lo)
+            EACH_IN_OUTPUT(y, len, stream);
+#undef OUT
+        } else if ((half || stream) && len <= EXP_ROOM) NAME(softmax_apart)(x, y, len, &p, stream);
+        else if (half) NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exps)(x, NULL, len, &p))); /* exps are computed again */
         else {
-            T *to = half || stream ? room : (T *)y;
-            V scale = SET1((T)(1 / NAME(exps)(x, to, len, &p)));
-            ROW_OF(EXP);
+            V scale = SET1((T)(1 / NAME(exps)(x, (T *)y, len, &p)));
+#define OUT(n) MUL(NAME(col_load)(y + j, n), scale)
+            EACH_IN_OUTPUT(y, len, 0);
+#undef OUT
         }
-#undef EXP_PART
-#undef EXP_STORE
-#undef EXP_STREAM
-#undef LOG_PART
-#undef LOG_STORE
-#undef LOG_STREAM
-#undef LOG
-#undef ROW_OF
     }
     if (stream) fn_fence();
 }
+#undef PART
+#undef FULL_STORE
+#undef FULL_STREAM
+#undef EACH_IN_OUTPUT
 
 /* += dy·y, or of log-softmax dy, n elements; the products of floats are made in double, those of half types are exact in float. */
 FN_INLINE ACC NAME(softmax_add)(ACC a, const S *dy, const S *y, ptrdiff_t n, int logarithm) {

@@ -321,6 +321,22 @@ def test_out_that_does_not_fit(path: str, rng: np.random.Generator) -> None:
 
 
 @paths(lambda call: True, "out")
+def test_misaligned_out(path: str, rng: np.random.Generator) -> None:
+    """Refused for what it is, as its strides are x's, or filled by way of a copy."""
+    call = OPERATIONS[path].call(rng, "float32")
+    expected = call.plain()
+    memory = np.zeros(call.x.nbytes + 1, np.uint8)
+    out = memory[1:].view(call.x.dtype).reshape(call.x.shape)
+    try:
+        call.plain(out=out)
+    except ValueError as error:
+        assert "out: expected an aligned array" in str(error)
+        assert not memory.any()
+    else:
+        same_bits(out, expected)
+
+
+@paths(lambda call: True, "out")
 def test_out_that_overlaps(path: str, rng: np.random.Generator) -> None:
     """In part with x or the residual, or at all with what is still needed: refused. Without overlap in bytes: allowed."""
     call = OPERATIONS[path].call(rng, "float32")

@@ -248,6 +248,8 @@ cdef cnp.ndarray output(object out, object x, cnp.ndarray work, int dtype):
         return out
     if x is not work and (_same_layout(out, x) or cnp.PyArray_IS_C_CONTIGUOUS(out)):
         return fresh(work)
+    if not cnp.PyArray_ISALIGNED(out):
+        raise ValueError("out: expected an aligned array, got one whose elements lie between their natural places in memory")
     raise ValueError(f"out: expected strides {(<object> work).strides}, as x has, got {out.strides}")
 
 
