@@ -260,7 +260,7 @@ FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q,
 }
 
 /* How many rows are taken side by side: as many as leave two of them to a set of L1, whose eight lines hold three arrays and what the
-   processor fetches ahead; streamed rows, which leave no line of dx there, four if each gives four lines at a time. (Of rows of 4096
+   processor fetches ahead; streamed rows, which leave no line of dx there, four if each gives four vectors at a time. (Of rows of 4096
    four took 1.4 times as long at AVX2, and eight twice as long; in cache, eight took 1.4 times as long.) */
 FN_INLINE ptrdiff_t NAME(rows_beside)(ptrdiff_t stride, int stream) {
     ptrdiff_t bytes = stride * (ptrdiff_t)sizeof(S), apart = bytes & -bytes, in_set = stream && COLUMNS_AT_ONCE == 4 ? 4 : 2;
