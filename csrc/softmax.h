@@ -153,15 +153,16 @@ FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pi
    written in two parts; it is fetched before, or else it costs as much as a dozen others. */
 FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int flags) { return flags & FN_STREAM && len >= 32 * LINE; }
 
-/* OUT over a row of y, streamed or not. */
-#define EACH_IN_OUTPUT(y, len, stream)                                                                                   \
+/* OUT over a row of an output, streamed or not. */
+#define EACH_IN_OUTPUT(to, len, stream)                                                                                  \
     do {                                                                                                                 \
-        if (stream) { fn_prefetch_l1(y + len); EACH_IN_ROW(y, len, 1, FULL_STREAM, PART); }                               \
-        else EACH_IN_ROW(y, len, 0, FULL_STORE, PART);                                                                   \
+        S *into = (to);                                                                                                  \
+        if (stream) { fn_prefetch_l1(into + (len)); EACH_IN_ROW(into, len, 1, FULL_STREAM, PART); }                      \
+        else EACH_IN_ROW(into, len, 0, FULL_STORE, PART);                                                                \
     } while (0)
-#define FULL_STREAM(n) STREAM(y + j, OUT(n))
-#define FULL_STORE(n) STORE(y + j, OUT(n))
-#define PART(n) STORE_N(y + j, OUT(n), n)
+#define FULL_STREAM(n) STREAM(into + j, OUT(n))
+#define FULL_STORE(n) STORE(into + j, OUT(n))
+#define PART(n) STORE_N(into + j, OUT(n), n)
 
 /* A row of at most EXP_ROOM; exp(x - max) waits for its sum in T: y is streamed, or of a half type, which cannot hold it. */
 FN_OUTLINE void NAME(softmax_apart)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, int stream) {
@@ -198,10 +199,6 @@ FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_
     }
     if (stream) fn_fence();
 }
-#undef PART
-#undef FULL_STORE
-#undef FULL_STREAM
-#undef EACH_IN_OUTPUT
 
 /* += dy·y, or of log-softmax dy, n elements; the products of floats are made in double, those of half types are exact in float. */
 FN_INLINE ACC NAME(softmax_add)(ACC a, const S *dy, const S *y, ptrdiff_t n, int logarithm) {
@@ -246,16 +243,15 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             NAME(exp_store)(e, dx + i, len - i);
         }
 #define OUT(n) MUL(NAME(col_load)(y + j, n), SUB(NAME(col_load)(dy + j, n), sum))
-#define FULL(n) if (stream) STREAM(dx + j, OUT(n)); else STORE(dx + j, OUT(n))
-#define PART(n) STORE_N(dx + j, OUT(n), n)
-        if (stream) fn_prefetch_l1(dx + len);
-        if (!logarithm) EACH_IN_ROW(dx, len, stream, FULL, PART);
-#undef PART
-#undef FULL
+        if (!logarithm) EACH_IN_OUTPUT(dx, len, stream);
 #undef OUT
     }
     if (stream) fn_fence();
 }
+#undef PART
+#undef FULL_STORE
+#undef FULL_STREAM
+#undef EACH_IN_OUTPUT
 
 /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max): x - max - log Σ is the log-likelihood. */
 FN_OUTLINE void NAME(lse)(const void *xv, ptrdiff_t len, const double *weight, double out[4]) {
