@@ -294,7 +294,7 @@ static void likelihood(data_t *d, int level, const char *dtype) {
     for (int logarithm = 0; logarithm < 2; logarithm++) {
         EVERY(which) EVERY_LENGTH(len) {
             fill(d, which);
-            o->softmax(d->x, d->y, ROWS, len, logarithm, which % 2 ? FN_STREAM : 0);
+            o->softmax(d->x, d->y, ROWS, len, logarithm, which % 2 ? FN_STREAM : 0, which % 2 ? d->stage : NULL);
             eat_storage(d, d->y);
             o->softmax_grad(d->dy, d->y, d->z, ROWS, len, logarithm, which % 2 ? FN_STREAM : 0);
             eat_storage(d, d->z);

@@ -103,6 +103,5 @@
 #undef LN2_LO
 #undef EXP_TERMS
 #undef EXP_AT_ONCE
-#undef EXP_ROOM
 #undef exp_terms
 #undef WITHOUT_SOFTMAX

@@ -6,7 +6,6 @@
    the order): one alone is a chain of steps, each waiting for the last. Of floats below 1.3 ULP. */
 
 #define EXP_AT_ONCE 4
-#define EXP_ROOM (32768 / (ptrdiff_t)sizeof(T)) /* elements */
 
 /* x[k] = exp(r[k])·2^n, |r| ≤ ln 2 / 2, from c = n + CARRIER. */
 FN_INLINE void NAME(exp_rest)(V *x, const V *r, const V *c, int count) {
@@ -164,17 +163,9 @@ FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int flags) { return flags & F
 #define FULL_STORE(n) STORE(into + j, OUT(n))
 #define PART(n) STORE_N(into + j, OUT(n), n)
 
-/* A row of at most EXP_ROOM; exp(x - max) waits for its sum in T: y is streamed, or of a half type, which cannot hold it. */
-FN_OUTLINE void NAME(softmax_apart)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, int stream) {
-    T room[EXP_ROOM + EXP_AT_ONCE * LANES] __attribute__((aligned(64)));
-    V scale = SET1((T)(1 / NAME(exps)(x, room, len, p)));
-#define OUT(n) MUL(LOAD_T(room + j), scale)
-    EACH_IN_OUTPUT(y, len, stream);
-#undef OUT
-}
-
-FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
-    int stream = NAME(softmax_streams)(len, flags) && (logarithm || len <= EXP_ROOM), half = sizeof(S) < sizeof(T);
+FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags, void *roomv) {
+    T *room = roomv;
+    int half = sizeof(S) < sizeof(T), stream = NAME(softmax_streams)(len, flags) && (logarithm || room);
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *x = (const S *)xv + r * len;
         S *y = (S *)yv + r * len;
@@ -188,8 +179,12 @@ FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_
 #define OUT(n) SUB(SUB(NAME(col_load)(x + j, n), hi), lo)
             EACH_IN_OUTPUT(y, len, stream);
 #undef OUT
-        } else if ((half || stream) && len <= EXP_ROOM) NAME(softmax_apart)(x, y, len, &p, stream);
-        else if (half) NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exps)(x, NULL, len, &p))); /* exps are computed again */
+        } else if (room && (half || stream)) {
+            V scale = SET1((T)(1 / NAME(exps)(x, room, len, &p)));
+#define OUT(n) MUL(LOAD_T(room + j), scale)
+            EACH_IN_OUTPUT(y, len, stream);
+#undef OUT
+        } else if (half) NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exps)(x, NULL, len, &p))); /* exps are computed again */
         else {
             V scale = SET1((T)(1 / NAME(exps)(x, (T *)y, len, &p)));
 #define OUT(n) MUL(NAME(col_load)(y + j, n), scale)

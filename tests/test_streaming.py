@@ -196,11 +196,11 @@ def test_unaligned_rows_stored_in_place(shape: tuple[int, ...], dtype: str, rng:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [1, 63, 257, 1000, 1024, 2049, 4099, 8193])
+@pytest.mark.parametrize("width", [1, 63, 257, 1000, 1024, 2049, 8193, 262200])
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
 def test_softmax(op: str, width: int, dtype: str, rng: np.random.Generator) -> None:
-    """Streamed or not, apart or in place, wherever the rows lie: the same bits."""
-    shape, t = (5, width), dtype_of(dtype)
+    """Streamed or not, apart or in place, wherever the rows lie, with room for a row of exps or not: the same bits."""
+    shape, t = (5 if width < 10000 else 2, width), dtype_of(dtype)
     x, dy = draw(rng, shape, t), draw(rng, shape, t)
     forward, backward = getattr(fn, op), getattr(fn, f"{op}_backward")
     y, ctx = getattr(fn, f"{op}_forward")(x)
@@ -208,7 +208,7 @@ def test_softmax(op: str, width: int, dtype: str, rng: np.random.Generator) -> N
     before, grain = core.set_stream_bytes(1), core.set_grain(512)
     try:
         for machine in machines():
-            for at in (0, 1, 4, 15):
+            for at in (0, 1, 4, 15) if width < 10000 else (1,):
                 for (field, (call, given, expected)), in_place in product(passes.items(), (False, True)):
                     (source, around_source), (out, around_out) = (placed(x.size, shape, t, at) for _ in range(2))
                     source[...] = given

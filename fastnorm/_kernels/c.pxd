@@ -106,7 +106,8 @@ cdef extern from "fastnorm.h" nogil:
                        double *dgamma, double *dbeta, double *dgamma_lo, double *dbeta_lo) noexcept nogil
         void add(const void *x, const void *residual, void *sum, Py_ssize_t len) noexcept nogil
         void gate_row(const void *dy, const void *y, void *to, Py_ssize_t len) noexcept nogil
-        void softmax(const void *x, void *y, Py_ssize_t rows, Py_ssize_t len, int logarithm, int flags) noexcept nogil
+        void softmax(const void *x, void *y, Py_ssize_t rows, Py_ssize_t len, int logarithm, int flags,
+                     void *room) noexcept nogil
         void softmax_grad(const void *dy, const void *y, void *dx, Py_ssize_t rows, Py_ssize_t len, int logarithm,
                           int flags) noexcept nogil
         void lse(const void *x, Py_ssize_t len, const double *weight, double *out) noexcept nogil

@@ -6,36 +6,54 @@ Forward:   y = exp(x - max)/Σexp(x - max);  cost = -Σ_k q_k·w_k·log y_k, q =
 Backward:  dx = scale·[(1 - s)·w_t·(y - onehot) + s/K·(y·Σw - w)]
 """
 from cython.parallel cimport prange
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastnorm._kernels.c cimport fn_ops
+from fastnorm._kernels.c cimport FN_STREAM, fn_ops, omp_get_thread_num
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport least
+from fastnorm._kernels.job cimport ceil_div, least, most
 
 cdef enum:
     CHUNK = 8192  # elements: softmax takes some 0.5 ns each, so that a chunk is well above the price of handing it out
+    ROOM = 1048576  # bytes of a row that waits for its sum: it should stay in L2, or nearly
 
 
 cdef inline Py_ssize_t chunk_rows(Py_ssize_t len) noexcept nogil:
     return 1 if len >= CHUNK else CHUNK // len
 
 
+# What a thread needs for a row that cannot wait in y, or that goes past the cache.
+cdef inline Py_ssize_t room_size(const fn_ops *ops, Py_ssize_t len, int logarithm, int flags) noexcept nogil:
+    cdef Py_ssize_t size = ceil_div(len * most(ops.itemsize, sizeof(float)), 256) * 256
+    return size if not logarithm and size <= ROOM and (ops.itemsize < sizeof(float) or flags & FN_STREAM) else 0
+
+
 cdef void softmax_chunk(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm, int flags,
-                        Py_ssize_t u) noexcept nogil:
+                        char *rooms, Py_ssize_t u) noexcept nogil:
     cdef Py_ssize_t size = chunk_rows(len), o = u * size * len * ops.itemsize
-    ops.softmax(x + o, y + o, least(size, rows - u * size), len, logarithm, flags)
+    cdef char *room = NULL
+    if rooms != NULL:
+        room = rooms + omp_get_thread_num() * room_size(ops, len, logarithm, flags)
+    ops.softmax(x + o, y + o, least(size, rows - u * size), len, logarithm, flags, room)
 
 
 cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm,
                        int flags) noexcept nogil:
     cdef Py_ssize_t u, n = chunk_rows(len)
     cdef int threads = threads_for(rows * len)
+    cdef Py_ssize_t size = threads * room_size(ops, len, logarithm, flags)
+    cdef char *memory = <char *> malloc(size + 63) if size > 0 else NULL
+    cdef char *rooms = NULL  # where there is no memory, the kernel does without
+    if memory != NULL:
+        rooms = memory + (-<uintptr_t> memory) % 64
     if threads == 1:
         for u in range((rows + n - 1) // n):
-            softmax_chunk(ops, x, y, rows, len, logarithm, flags, u)
+            softmax_chunk(ops, x, y, rows, len, logarithm, flags, rooms, u)
     else:
         for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads):
-            softmax_chunk(ops, x, y, rows, len, logarithm, flags, u)
+            softmax_chunk(ops, x, y, rows, len, logarithm, flags, rooms, u)
+    free(memory)
 
 
 cdef void softmax_grad_chunk(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,

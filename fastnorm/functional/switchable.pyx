@@ -62,7 +62,7 @@ cdef object weights_of(object logits, str name, int dtype):
     if logits is None:
         raise TypeError(f"{name}: expected an array of shape (3,), got None")
     fetch(logits, parameter(logits, name, 3, dtype), values)
-    ops_for(FN_F64).softmax(values, weights, 1, 3, 0, 0)  # NumPy's exp differs between processors
+    ops_for(FN_F64).softmax(values, weights, 1, 3, 0, 0, NULL)  # NumPy's exp differs between processors
     if dtype == FN_F64 and isfinite(values[0]) and isfinite(values[1]) and isfinite(values[2]):
         return softmax([values[0], values[1], values[2]])
     return [Pair(weights[0]), Pair(weights[1]), Pair(weights[2])]
