@@ -28,17 +28,60 @@ FN_INLINE fn_acc32 acc32_product(fn_acc32 acc, fn_wide a, fn_wide b) {
     acc.hi = vd_add_exact(acc.hi, a.hi, b.hi);
     return acc;
 }
-/* += g·(x - mean) */
-FN_INLINE fn_acc32 acc32_dot(fn_acc32 a, fn_wide g, fn_wide x, fn_wide mean) { return wide_add_beside(a, wide_mul(g, wide_sub(x, mean))); }
 /* += (x - c)² */
 FN_INLINE fn_acc32 acc32_square(fn_acc32 a, fn_wide x, fn_wide c) { fn_wide d = wide_sub(x, c); return wide_add(a, wide_mul(d, d)); }
-/* += dy·gamma, and += dy·gamma·(x - mean) or, with `near`, dy·gamma·x */
-FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, fn_wide dy, fn_wide gamma, fn_wide x, fn_wide mean, int near) {
-    (void)near; /* three factors are not exact in double */
-    fn_wide g = wide_mul(dy, gamma);
-    *sum = acc32_product(*sum, dy, gamma);
-    *dot = acc32_dot(*dot, g, x, mean);
+
+/* Sums straight from memory, one native vector of doubles after the other: two or three accumulators take most of AVX2's sixteen
+   registers, and where sixteen numbers are widened at once they are kept in memory instead. (In cache the forward takes 0.77 to 0.95
+   of the time for it, the backward 0.9 to 1.) */
+#define FN_D (FN_NATIVE_D / 8) /* doubles in a native vector */
+#define FN_PART(a, p) (*((p) < FN_PARTS_D ? &(a).lo.v[(p) % FN_PARTS_D] : &(a).hi.v[(p) % FN_PARTS_D]))
+FN_INLINE fn_nd nd_at(const float *x, int p) { return nd_load_float(x + p * FN_D); }
+FN_INLINE void nd_put(double *d, int p, fn_nd a) { fn_nd_mem *to = (fn_nd_mem *)(d + p * FN_D); *to += a; }
+
+/* Four vectors `step` apart: += Σx, and Σx² of the first and third and of the others. */
+FN_INLINE void nd_look4(fn_nd *sum, fn_nd *even, fn_nd *odd, const float *x, ptrdiff_t step, int p) {
+    fn_nd x0 = nd_at(x, p), x1 = nd_at(x + step, p), first = x0 + x1;
+    *even = nd_add_exact(*even, x0, x0);
+    *odd = nd_add_exact(*odd, x1, x1);
+    fn_nd x2 = nd_at(x + 2 * step, p), x3 = nd_at(x + 3 * step, p), rest = FN_LEVEL == 3 ? nd_add_beside(x2, x3) : x2 + x3;
+    *even = nd_add_exact(*even, x2, x2);
+    *odd = nd_add_exact(*odd, x3, x3);
+    *sum = FN_LEVEL == 3 ? nd_add_beside(*sum, first + rest) : *sum + (first + rest); /* AVX2 has no register for the ones */
 }
+FN_INLINE void acc32_look4(fn_acc32 *sum, fn_acc32 *even, fn_acc32 *odd, const float *x, ptrdiff_t step) {
+    FN_EACH_W(p, nd_look4(&FN_PART(*sum, p), &FN_PART(*even, p), &FN_PART(*odd, p), x, step, p));
+}
+/* Eight vectors, whose sums and squares are added to doubles in memory. */
+FN_INLINE void acc32_look8(const float *x, ptrdiff_t step, double *sum, double *sum_lo, double *square, double *square_lo) {
+    (void)sum_lo, (void)square_lo;
+    FN_EACH_W(p, {
+        fn_nd all = {0}, even = all, odd = all;
+        nd_look4(&all, &even, &odd, x, step, p);
+        nd_look4(&all, &even, &odd, x + 4 * step, step, p);
+        nd_put(sum, p, all);
+        nd_put(square, p, even + odd);
+    });
+}
+/* += g, and += g·(x - mean) or, with `near`, g·x */
+FN_INLINE void acc32_dots(fn_acc32 *sum, fn_acc32 *dot, const float *g, const float *x, fn_wide mean, int near) {
+    FN_EACH_W(p, {
+        fn_nd gp = nd_at(g, p), xp = nd_at(x, p);
+        FN_PART(*sum, p) = nd_add_beside(FN_PART(*sum, p), gp);
+        if (near) FN_PART(*dot, p) = nd_add_exact(FN_PART(*dot, p), gp, xp);
+        else FN_PART(*dot, p) = nd_add_beside(FN_PART(*dot, p), gp * (xp - FN_PART(mean, p)));
+    });
+}
+/* += dy·gamma, and += dy·gamma·(x - mean) */
+FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, const float *dy, const float *gamma, const float *x, fn_wide mean, int near) {
+    (void)near; /* about zero instead: three factors are not exact in double */
+    FN_EACH_W(p, {
+        fn_nd gp = nd_at(dy, p), weight = nd_at(gamma, p), away = nd_at(x, p) - FN_PART(mean, p);
+        FN_PART(*sum, p) = nd_add_exact(FN_PART(*sum, p), gp, weight);
+        FN_PART(*dot, p) = nd_add_beside(FN_PART(*dot, p), gp * weight * away);
+    });
+}
+
 FN_INLINE vd acc32_folded(fn_acc32 a) { return vd_add(a.lo, a.hi); }
 FN_INLINE fn_dd acc32_sum(fn_acc32 a) { fn_dd r = {vd_sum(acc32_folded(a)), 0}; return r; }
 /* The sums of n ≤ 8 folded accumulators, and what they lost. */
@@ -78,6 +121,12 @@ FN_INLINE fn_acc64 acc64_product(fn_acc64 acc, vd a, vd b) {
     acc.e = vd_add(acc.e, lost);
     return acc;
 }
+FN_INLINE void acc64_look4(fn_acc64 *sum, fn_acc64 *even, fn_acc64 *odd, const double *x, ptrdiff_t step) {
+    vd x0 = vd_load(x), x1 = vd_load(x + step), x2 = vd_load(x + 2 * step), x3 = vd_load(x + 3 * step);
+    *sum = acc64_add4(*sum, x0, x1, x2, x3);
+    *even = acc64_product(acc64_product(*even, x0, x0), x2, x2);
+    *odd = acc64_product(acc64_product(*odd, x1, x1), x3, x3);
+}
 /* += (g + g_low)·(x - mean): the difference and the product carry what they lose. */
 FN_INLINE fn_acc64 acc64_dot_low(fn_acc64 a, vd g, vd g_low, vd x, vd mean) {
     vd d = vd_sub(x, mean), t = vd_sub(d, x), d_low = vd_sub(vd_sub(x, vd_sub(d, t)), vd_add(mean, t)), lost;
@@ -86,16 +135,20 @@ FN_INLINE fn_acc64 acc64_dot_low(fn_acc64 a, vd g, vd g_low, vd x, vd mean) {
     a.e = vd_add(a.e, vd_add(lost, vd_add(vd_mul(g, d_low), vd_mul(g_low, d))));
     return a;
 }
-FN_INLINE fn_acc64 acc64_dot(fn_acc64 a, vd g, vd x, vd mean) { return acc64_dot_low(a, g, vd_zero(), x, mean); }
+FN_INLINE void acc64_dots(fn_acc64 *sum, fn_acc64 *dot, const double *g, const double *x, vd mean, int near) {
+    vd gv = vd_load(g), xv = vd_load(x);
+    *sum = acc64_add(*sum, gv);
+    *dot = near ? acc64_product(*dot, gv, xv) : acc64_dot_low(*dot, gv, vd_zero(), xv, mean);
+}
 FN_INLINE fn_acc64 acc64_square(fn_acc64 a, vd x, vd c) { return acc64_dot_low(a, vd_sub(x, c), vd_zero(), x, c); }
-FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, vd dy, vd gamma, vd x, vd mean, int near) {
-    vd lost, low, g = vd_product(dy, gamma, &lost), p;
+FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, const double *dy, const double *gamma, const double *x, vd mean, int near) {
+    vd lost, low, g = vd_product(vd_load(dy), vd_load(gamma), &lost), xv = vd_load(x), p;
     *sum = acc64_add(*sum, g);
     sum->e = vd_add(sum->e, lost);
-    if (!near) { *dot = acc64_dot_low(*dot, g, lost, x, mean); return; }
-    p = vd_product(g, x, &low);
+    if (!near) { *dot = acc64_dot_low(*dot, g, lost, xv, mean); return; }
+    p = vd_product(g, xv, &low);
     *dot = acc64_add(*dot, p);
-    dot->e = vd_add(dot->e, vd_add(low, vd_mul(lost, x)));
+    dot->e = vd_add(dot->e, vd_add(low, vd_mul(lost, xv)));
 }
 /* Lanes i and i+4, then i+2, then i+1, each sum exact. */
 FN_INLINE fn_dd acc64_sum(fn_acc64 a) {
@@ -131,6 +184,13 @@ FN_INLINE void acc64_put(fn_acc64 a, double *d, double *lost, ptrdiff_t n, int f
     if (!lost) { fn_put(d, vd_add(r.hi, r.lo), n); return; }
     r.lo = vd_add(fresh ? zero : fn_at(lost, n), r.lo);
     vdd_put(d, lost, r, n);
+}
+FN_INLINE void acc64_look8(const double *x, ptrdiff_t step, double *sum, double *sum_lo, double *square, double *square_lo) {
+    fn_acc64 all = acc64_zero(), even = all, odd = all;
+    acc64_look4(&all, &even, &odd, x, step);
+    acc64_look4(&all, &even, &odd, x + 4 * step, step);
+    acc64_put(all, sum, sum_lo, 8, 0);
+    acc64_put(acc64_join(even, odd), square, square_lo, 8, 0);
 }
 
 #endif

@@ -9,13 +9,11 @@
 #define NONZERO vf_where_nonzero
 #define W fn_wide /* a vector widened to what it is added in */
 #define WIDE wide_of
-#define WIDE_P wide_load
 #define WIDE_T wide_load
 #define WIDE_SET1 wide_set1
 #define ACC fn_acc32
 #define ACC_ZERO acc32_zero
 #define ACC_ADD wide_add
-#define ACC_ADD_BESIDE wide_add_beside
 #define ACC_ADD4 acc32_add4
 #define ACC_JOIN wide_add
 #define ACC_SUM acc32_sum
@@ -23,7 +21,9 @@
 #define ACC_FOLDED acc32_folded
 #define ACC_SUMS acc32_sums
 #define ACC_PRODUCT acc32_product
-#define ACC_DOT acc32_dot
+#define ACC_LOOK4 acc32_look4
+#define ACC_LOOK8 acc32_look8
+#define ACC_DOTS acc32_dots
 #define ACC_SQUARE acc32_square
 #define ACC_WEIGHTED acc32_weighted
 #define ACC_PUT acc32_put

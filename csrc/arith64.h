@@ -9,13 +9,11 @@
 #define NONZERO vd_where_nonzero
 #define W vd /* a vector as it is added: there is nothing wider */
 #define WIDE(x) (x)
-#define WIDE_P LOAD_P
 #define WIDE_T LOAD_T
 #define WIDE_SET1 vd_set1
 #define ACC fn_acc64
 #define ACC_ZERO acc64_zero
 #define ACC_ADD acc64_add
-#define ACC_ADD_BESIDE acc64_add
 #define ACC_ADD4 acc64_add4
 #define ACC_JOIN acc64_join
 #define ACC_SUM acc64_sum
@@ -23,7 +21,9 @@
 #define ACC_FOLDED(a) (a)
 #define ACC_SUMS acc64_sums
 #define ACC_PRODUCT acc64_product
-#define ACC_DOT acc64_dot
+#define ACC_LOOK4 acc64_look4
+#define ACC_LOOK8 acc64_look8
+#define ACC_DOTS acc64_dots
 #define ACC_SQUARE acc64_square
 #define ACC_WEIGHTED acc64_weighted
 #define ACC_PUT acc64_put

@@ -57,13 +57,12 @@
 #undef W
 #undef WIDE
 #undef WIDE_AT
-#undef WIDE_P
 #undef WIDE_T
+#undef IN_MEMORY
 #undef WIDE_SET1
 #undef ACC
 #undef ACC_ZERO
 #undef ACC_ADD
-#undef ACC_ADD_BESIDE
 #undef ACC_ADD4
 #undef ACC_SUM
 #undef FOLDED
@@ -71,7 +70,9 @@
 #undef ACC_SUMS
 #undef ACC_JOIN
 #undef ACC_PRODUCT
-#undef ACC_DOT
+#undef ACC_LOOK4
+#undef ACC_LOOK8
+#undef ACC_DOTS
 #undef ACC_SQUARE
 #undef ACC_WEIGHTED
 #undef ACC_PUT

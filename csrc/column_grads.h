@@ -8,13 +8,14 @@ FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, p
                                         NAME(affine_v) v, V centre, int near, int has_res, int relu) {
     NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
     W mean = near ? WIDE_SET1(0) : WIDE(centre);
+    T g_room[LANES], x_room[LANES];
     _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
         if (rows == 4 && fetch) { fn_prefetch(dy + o + 4 * stride); fn_prefetch(x + o + 4 * stride); } /* eight at once: 1.1 of the time */
-        if (!relu && n == LANES) { s = NAME(sums_add)(s, WIDE_AT(dy + o), WIDE_AT(x + o), mean, near); continue; }
+        if (!relu && n == LANES) { s = NAME(sums_add)(s, NAME(in_t)(dy + o, g_room), NAME(in_t)(x + o, x_room), mean, near); continue; }
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
-        s = NAME(sums_add)(s, WIDE(g), WIDE(xi), mean, near);
+        s = NAME(sums_add)(s, NAME(kept)(g, g_room), NAME(kept)(xi, x_room), mean, near);
     }
     return s;
 }

@@ -61,11 +61,15 @@ FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, 
     ptrdiff_t r = 0;
 #define LOOK(row, rows, n)                                                                                               \
     do {                                                                                                                 \
-        NAME(look) a = NAME(look_zero)();                                                                                \
         if (rows == 8) {                                                                                                 \
+            T room[8 * LANES];                                                                                           \
+            ptrdiff_t step = stride;                                                                                     \
             if (fetch) NAME(col_fetch)(x + j, 8, stride);                                                                \
-            a = NAME(look_at4)(NAME(look_at4)(a, x + j, stride), x + j + 4 * stride, stride);                            \
-        } else a = NAME(look_at)(a, WIDE(NAME(col_load)(x + (row) * stride + j, n)));                                    \
+            const T *from = NAME(some_in_t)(x + j, 8, &step, room);                                                      \
+            ACC_LOOK8(from, step, sum + j, sum_lo + j, square + j, square_lo + j);                                       \
+            break;                                                                                                       \
+        }                                                                                                                \
+        NAME(look) a = NAME(look_at)(NAME(look_zero)(), WIDE(NAME(col_load)(x + (row) * stride + j, n)));                \
         ACC_PUT(a.sum, sum + j, sum_lo + j, n, 0);                                                                       \
         ACC_PUT(NAME(look_squares)(a), square + j, square_lo + j, n, 0);                                                 \
     } while (0)

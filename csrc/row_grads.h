@@ -5,6 +5,10 @@
    at a time, whose dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that
    memory is busy while dx is made; left to the processor, it stops at every page. */
 
+FN_INLINE const T *NAME(param_in_t)(const P *p, T *room) {
+    return sizeof(P) == sizeof(T) ? (const T *)(const void *)p : NAME(kept)(LOAD_P(p), room);
+}
+
 /* Σg and Σg·(x - mean) or, with `near`, Σg·x of `count` rows, in double as in spans.h. */
 typedef struct { FOLDED sum[FN_ROWS], dot[FN_ROWS]; } NAME(folded_sums);
 FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, ptrdiff_t stride, const double *means, int count,
@@ -13,24 +17,25 @@ FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t
     W mean[ROWS_AT_ONCE];
     NAME(sums) a[ROWS_AT_ONCE];
     EACH_ROW(count, k, mean[k] = WIDE_SET1(centred ? means[k] : 0); a[k].sum = ACC_ZERO(); a[k].dot = ACC_ZERO());
+    T weights[LANES], g_room[LANES], x_room[LANES];
 #define ONE(k, g, xi)                                                                                                    \
     do {                                                                                                                 \
         if (gamma) ACC_WEIGHTED(&a[k].sum, &a[k].dot, g, weight, xi, mean[k], near);                                     \
         else a[k] = NAME(sums_add)(a[k], g, xi, mean[k], 0);                                                             \
     } while (0)
     for (; i <= len - LANES; i += LANES) {
-        W weight = gamma ? WIDE_P(gamma + i) : mean[0];
+        const T *weight = gamma ? NAME(param_in_t)(gamma + i, weights) : NULL;
         EACH_ROW(count, k, {
             const S *xk = x + k * stride + i, *dyk = dy + k * stride + i;
             fn_prefetch(xk + ahead);
             fn_prefetch(dyk + ahead);
-            ONE(k, WIDE_AT(dyk), WIDE_AT(xk));
+            ONE(k, NAME(in_t)(dyk, g_room), NAME(in_t)(xk, x_room));
         });
     }
     if (i < len) {
         ptrdiff_t n = len - i;
-        W weight = gamma ? WIDE(LOAD_P_N(gamma + i, n)) : mean[0];
-        EACH_ROW(count, k, ONE(k, WIDE(LOAD_N(dy + k * stride + i, n)), WIDE(LOAD_N(x + k * stride + i, n))));
+        const T *weight = gamma ? NAME(kept)(LOAD_P_N(gamma + i, n), weights) : NULL;
+        EACH_ROW(count, k, ONE(k, NAME(kept)(LOAD_N(dy + k * stride + i, n), g_room), NAME(kept)(LOAD_N(x + k * stride + i, n), x_room)));
     }
 #undef ONE
     EACH_ROW(count, k, out->sum[to + k] = ACC_FOLDED(a[k].sum); out->dot[to + k] = ACC_FOLDED(a[k].dot));

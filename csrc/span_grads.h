@@ -13,9 +13,8 @@ FN_INLINE V NAME(gate)(V dy, V x, V res, NAME(affine_v) v, int has_res, int relu
 
 /* Σg, and Σg·(x - mean) or, with `near`, Σg·x. */
 typedef struct { ACC sum, dot; } NAME(sums);
-FN_INLINE NAME(sums) NAME(sums_add)(NAME(sums) a, W g, W x, W mean, int near) {
-    a.sum = ACC_ADD_BESIDE(a.sum, g);
-    a.dot = near ? ACC_PRODUCT(a.dot, g, x) : ACC_DOT(a.dot, g, x, mean);
+FN_INLINE NAME(sums) NAME(sums_add)(NAME(sums) a, const T *g, const T *x, W mean, int near) {
+    ACC_DOTS(&a.sum, &a.dot, g, x, mean, near);
     return a;
 }
 
@@ -32,11 +31,13 @@ FN_INLINE fn_sums NAME(sums_about)(NAME(sums) a, const fn_norm *p, int near) {
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len,
                                           NAME(affine_v) v, W mean, int near, int has_res, int relu, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
+    T g_room[LANES], x_room[LANES];
 #define ONE(i)                                                                                                           \
     do {                                                                                                                 \
-        if (!relu) { a = NAME(sums_add)(a, WIDE_AT(dy + (i)), WIDE_AT(x + (i)), mean, near); break; }                    \
+        const T *xt = NAME(in_t)(x + (i), x_room);                                                                       \
+        if (!relu) { a = NAME(sums_add)(a, NAME(in_t)(dy + (i), g_room), xt, mean, near); break; }                       \
         V xi = LOAD(x + (i)), g = NAME(gate)(LOAD(dy + (i)), xi, has_res ? LOAD(res + (i)) : xi, v, has_res, relu);      \
-        a = NAME(sums_add)(a, WIDE(g), WIDE(xi), mean, near);                                                            \
+        a = NAME(sums_add)(a, NAME(kept)(g, g_room), xt, mean, near);                                                    \
     } while (0)
     for (; i <= len - 4 * LANES; i += 4 * LANES) {
         if (ahead) {
@@ -55,7 +56,7 @@ FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x,
         ptrdiff_t n = len - i;
         V xi = LOAD_N(x + i, n);
         V g = FIRST(NAME(gate)(LOAD_N(dy + i, n), xi, has_res ? LOAD_N(res + i, n) : xi, v, has_res, relu), n);
-        a = NAME(sums_add)(a, WIDE(g), WIDE(xi), mean, near);
+        a = NAME(sums_add)(a, NAME(kept)(g, g_room), NAME(kept)(xi, x_room), mean, near);
     }
     return a;
 }

@@ -29,6 +29,20 @@
 #define FETCH_L1(p, n) _Pragma("GCC unroll 4") for (ptrdiff_t k_ = 0; k_ < (n); k_ += LINE) fn_prefetch_l1((p) + k_)
 
 FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
+/* What sums take from memory, in T: as it lies there, or widened into a room of LANES for each vector. Loaded again from there,
+   it is widened to double without a shuffle for each half. */
+#define IN_MEMORY(room) __asm__("" : "+m"(*(T(*)[LANES])(room))) /* or else gcc finds the shuffles again */
+FN_INLINE const T *NAME(kept)(V a, T *room) { STORE_T(room, a); IN_MEMORY(room); return room; }
+FN_INLINE const T *NAME(in_t)(const S *x, T *room) {
+    return sizeof(S) == sizeof(T) ? (const T *)(const void *)x : NAME(kept)(LOAD(x), room);
+}
+/* `count` vectors of x, *step apart, and then as far as they are in the room. */
+FN_INLINE const T *NAME(some_in_t)(const S *x, int count, ptrdiff_t *step, T *room) {
+    if (sizeof(S) == sizeof(T)) return (const T *)(const void *)x;
+    _Pragma("GCC unroll 8") for (int k = 0; k < count; k++) NAME(kept)(LOAD(x + k * *step), room + k * LANES);
+    *step = LANES;
+    return room;
+}
 FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
 
 /* Σx and Σx²; the squares in two parts, because each addition waits for the last one. */
@@ -40,10 +54,9 @@ FN_INLINE NAME(look) NAME(look_at)(NAME(look) a, W x) {
     return a;
 }
 FN_INLINE NAME(look) NAME(look_at4)(NAME(look) a, const S *x, ptrdiff_t step) {
-    W x0 = WIDE_AT(x), x1 = WIDE_AT(x + step), x2 = WIDE_AT(x + 2 * step), x3 = WIDE_AT(x + 3 * step);
-    a.sum = ACC_ADD4(a.sum, x0, x1, x2, x3);
-    a.even = ACC_PRODUCT(ACC_PRODUCT(a.even, x0, x0), x2, x2);
-    a.odd = ACC_PRODUCT(ACC_PRODUCT(a.odd, x1, x1), x3, x3);
+    T room[4 * LANES];
+    const T *from = NAME(some_in_t)(x, 4, &step, room);
+    ACC_LOOK4(&a.sum, &a.even, &a.odd, from, step);
     return a;
 }
 FN_INLINE ACC NAME(look_squares)(NAME(look) a) { return ACC_JOIN(a.even, a.odd); }

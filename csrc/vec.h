@@ -61,15 +61,23 @@ typedef struct { fn_nl v[FN_PARTS_D]; } vl; /* 8 signed 64-bit integers */
 #define FN_EACH_2(p, ...) do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) } while (0)
 #define FN_EACH_4(p, ...) \
     do { FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) FN_WITH(2, p, __VA_ARGS__) FN_WITH(3, p, __VA_ARGS__) } while (0)
+#define FN_EACH_8(p, ...) \
+    do { \
+        FN_WITH(0, p, __VA_ARGS__) FN_WITH(1, p, __VA_ARGS__) FN_WITH(2, p, __VA_ARGS__) FN_WITH(3, p, __VA_ARGS__) \
+        FN_WITH(4, p, __VA_ARGS__) FN_WITH(5, p, __VA_ARGS__) FN_WITH(6, p, __VA_ARGS__) FN_WITH(7, p, __VA_ARGS__) \
+    } while (0)
 #if FN_NATIVE == 64
 #define FN_EACH FN_EACH_1
 #define FN_EACH_D FN_EACH_2 /* of doubles */
+#define FN_EACH_W FN_EACH_4 /* of sixteen doubles */
 #elif FN_NATIVE == 32
 #define FN_EACH FN_EACH_2
 #define FN_EACH_D FN_EACH_2
+#define FN_EACH_W FN_EACH_4
 #else
 #define FN_EACH FN_EACH_4
 #define FN_EACH_D FN_EACH_4
+#define FN_EACH_W FN_EACH_8
 #endif
 
 /* ---- float: load, store, arithmetic. Each line is one IEEE operation per lane. ---- */
@@ -118,24 +126,25 @@ FN_INLINE vf vf_add_exact(vf c, vf a, vf b) {
     FN_EACH(p, c.v[p] = (fn_nf)vfmaq_f32((float32x4_t)c.v[p], (float32x4_t)a.v[p], (float32x4_t)b.v[p]));
     return c;
 }
-FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
-    FN_EACH_D(p, c.v[p] = (fn_nd)vfmaq_f64((float64x2_t)c.v[p], (float64x2_t)a.v[p], (float64x2_t)b.v[p]));
-    return c;
-}
 #else
 FN_INLINE vf vf_add_exact(vf c, vf a, vf b) { return vf_add(c, vf_mul(a, b)); }
-FN_INLINE vd vd_add_exact(vd c, vd a, vd b) { return vd_add(c, vd_mul(a, b)); }
 #endif
 #if FN_LEVEL == 2 || FN_LEVEL == 3
-FN_INLINE vd vd_add_exact(vd c, vd a, vd b) {
-    FN_EACH_D(p, c.v[p] = (fn_nd)_mm256_fmadd_pd((__m256d)a.v[p], (__m256d)b.v[p], (__m256d)c.v[p]));
-    return c;
-}
-/* a + b as a + b·1: the same bits, on the multipliers, where additions and conversions compete for the other units. */
-FN_INLINE vd vd_add_beside(vd a, vd b) { return vd_add_exact(a, b, vd_hold(vd_set1(1))); }
+FN_INLINE fn_nd nd_add_exact(fn_nd c, fn_nd a, fn_nd b) { return (fn_nd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#elif defined(FN_ARM)
+FN_INLINE fn_nd nd_add_exact(fn_nd c, fn_nd a, fn_nd b) { return (fn_nd)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #else
-FN_INLINE vd vd_add_beside(vd a, vd b) { return vd_add(a, b); }
+FN_INLINE fn_nd nd_add_exact(fn_nd c, fn_nd a, fn_nd b) { return c + a * b; }
 #endif
+FN_INLINE vd vd_add_exact(vd c, vd a, vd b) { FN_EACH_D(p, c.v[p] = nd_add_exact(c.v[p], a.v[p], b.v[p])); return c; }
+
+/* a + b as a + b·1: the same bits, on the multipliers, where additions and conversions compete for the other units. */
+#if FN_LEVEL == 2 || FN_LEVEL == 3
+FN_INLINE fn_nd nd_add_beside(fn_nd a, fn_nd b) { fn_nd one = 1 - (fn_nd){0}; FN_HOLD(one); return nd_add_exact(a, b, one); }
+#else
+FN_INLINE fn_nd nd_add_beside(fn_nd a, fn_nd b) { return a + b; }
+#endif
+FN_INLINE vd vd_add_beside(vd a, vd b) { FN_EACH_D(p, a.v[p] = nd_add_beside(a.v[p], b.v[p])); return a; }
 
 #if FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE vd vd_sqrt(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm256_sqrt_pd((__m256d)a.v[p])); return a; }

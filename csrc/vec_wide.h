@@ -8,7 +8,7 @@
 
 #if FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE vd fn_widen(__m128 a, __m128 b) { vd r; r.v[0] = (fn_nd)_mm256_cvtps_pd(a); r.v[1] = (fn_nd)_mm256_cvtps_pd(b); return r; }
-FN_INLINE vd vd_load_float(const float *s) { return fn_widen(_mm_loadu_ps(s), _mm_loadu_ps(s + 4)); }
+FN_INLINE fn_nd nd_load_float(const float *s) { return (fn_nd)_mm256_cvtps_pd(_mm_loadu_ps(s)); }
 FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH_D(p, _mm_storeu_ps(d + 4 * p, _mm256_cvtpd_ps((__m256d)a.v[p]))); }
 #if FN_LEVEL == 2
 FN_INLINE vd vf_low(vf a) { return fn_widen(_mm256_castps256_ps128((__m256)a.v[0]), _mm256_extractf128_ps((__m256)a.v[0], 1)); }
@@ -25,7 +25,7 @@ FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
 }
 FN_INLINE vd vf_low(vf a) { return fn_widen(a.v[0], a.v[1]); }
 FN_INLINE vd vf_high(vf a) { return fn_widen(a.v[2], a.v[3]); }
-FN_INLINE vd vd_load_float(const float *s) { return fn_widen(*(const fn_nf_mem *)s, *(const fn_nf_mem *)(s + 4)); }
+FN_INLINE fn_nd nd_load_float(const float *s) { return (fn_nd)_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)s))); }
 FN_INLINE void vd_store_float(float *d, vd a) {
     for (int p = 0; p < 2; p++)
         _mm_storeu_ps(d + 4 * p, _mm_movelh_ps(_mm_cvtpd_ps((__m128d)a.v[2 * p]), _mm_cvtpd_ps((__m128d)a.v[2 * p + 1])));
@@ -39,9 +39,11 @@ FN_INLINE vd fn_widen(fn_nf a, fn_nf b) {
 }
 FN_INLINE vd vf_low(vf a) { return fn_widen(a.v[0], a.v[1]); }
 FN_INLINE vd vf_high(vf a) { return fn_widen(a.v[2], a.v[3]); }
-FN_INLINE vd vd_load_float(const float *s) { return fn_widen(*(const fn_nf_mem *)s, *(const fn_nf_mem *)(s + 4)); }
+FN_INLINE fn_nd nd_load_float(const float *s) { return (fn_nd){s[0], s[1]}; }
 FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH_D(p, { d[2 * p] = (float)a.v[p][0]; d[2 * p + 1] = (float)a.v[p][1]; }); }
 #endif
+
+FN_INLINE vd vd_load_float(const float *s) { vd r; FN_EACH_D(p, r.v[p] = nd_load_float(s + p * (FN_NATIVE_D / 8))); return r; }
 
 /* Both halves; at AVX-512, which has no vf_low and vf_high, by way of memory: three shuffles would compete with the conversions
    that follow (bfloat16 layer norm's sums take three quarters of the time). The asm keeps gcc from undoing it. */
