@@ -235,7 +235,11 @@ FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int
     double lost[FN_ROWS], squares_lost[FN_ROWS];
     for (ptrdiff_t k = 0; k < rows; k++) {
         const S *row = x + k * len;
-        if (!centred) { squares[k] = ACC_FOLDED(NAME(squares_of)(row, len, len == FN_BLOCK ? FN_BLOCK : 0)); continue; }
+        if (!centred) {
+            ptrdiff_t soon = len == FN_BLOCK ? FN_BLOCK : ahead;
+            squares[k] = ACC_FOLDED(soon ? NAME(squares_of)(row, len, soon) : NAME(squares_of)(row, len, 0));
+            continue;
+        }
         NAME(look) a = NAME(look_span)(NAME(look_zero)(), row, len, ahead);
         sums[k] = ACC_FOLDED(a.sum);
         squares[k] = ACC_FOLDED(NAME(look_squares)(a));
@@ -270,7 +274,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
     NAME(across) across = NAME(across_of)(y, rows, len, gamma, beta);
     if (len < 8 * LINE && !NAME(are_short)(len)) flags &= ~FN_STREAM; /* every line in two parts */
     int stream = !!(flags & FN_STREAM), before = 0;
-    ptrdiff_t group = NAME(rows_at_once)(len, stream), some;
+    ptrdiff_t group = NAME(rows_at_once)(len, stream), some, soon = stream && (len >= 8 * LINE || FN_LEVEL != 3) ? SOON : 0; /* row_grads.h says why */
     NAME(seams) seams;
     NAME(row_norms) q;
     fn_some v;
@@ -283,7 +287,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
         }
-        if (len <= FN_BLOCK) NAME(some_moments)(in, some, len, centred, stream && len >= 8 * LINE ? SOON : 0, &v);
+        if (len <= FN_BLOCK) NAME(some_moments)(in, some, len, centred, soon, &v);
         else for (ptrdiff_t k = 0; k < some; k++) {
             fn_moments m;
             NAME(row_moments)(in + k * len, len, centred, &m);
