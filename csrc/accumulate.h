@@ -31,9 +31,9 @@ FN_INLINE fn_acc32 acc32_product(fn_acc32 acc, fn_wide a, fn_wide b) {
 /* += (x - c)² */
 FN_INLINE fn_acc32 acc32_square(fn_acc32 a, fn_wide x, fn_wide c) { fn_wide d = wide_sub(x, c); return wide_add(a, wide_mul(d, d)); }
 
-/* Sums straight from memory, one native vector of doubles after the other: two or three accumulators take most of AVX2's sixteen
-   registers, and where sixteen numbers are widened at once they are kept in memory instead. (In cache the forward takes 0.77 to 0.95
-   of the time for it, the backward 0.9 to 1.) */
+/* Sums of vectors in memory, one native vector of doubles after the other: two or three accumulators take eight or twelve of AVX2's
+   sixteen registers, and lay on the stack while whole vectors were widened. (In cache the forward takes 0.77 to 0.95 of the time for
+   this order, the backward 0.9 to 1.) */
 #define FN_D (FN_NATIVE_D / 8) /* doubles in a native vector */
 #define FN_PART(a, p) (*((p) < FN_PARTS_D ? &(a).lo.v[(p) % FN_PARTS_D] : &(a).hi.v[(p) % FN_PARTS_D]))
 FN_INLINE fn_nd nd_at(const float *x, int p) { return nd_load_float(x + p * FN_D); }

@@ -5,6 +5,7 @@
    at a time, whose dgamma and dbeta stay in registers through all eight rows. The sums fetch what comes SOON after them, so that
    memory is busy while dx is made; left to the processor, it stops at every page. */
 
+/* A vector of parameters, as sums take it (spans.h). */
 FN_INLINE const T *NAME(param_in_t)(const P *p, T *room) {
     return sizeof(P) == sizeof(T) ? (const T *)(const void *)p : NAME(kept)(LOAD_P(p), room);
 }

@@ -274,7 +274,8 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
     NAME(across) across = NAME(across_of)(y, rows, len, gamma, beta);
     if (len < 8 * LINE && !NAME(are_short)(len)) flags &= ~FN_STREAM; /* every line in two parts */
     int stream = !!(flags & FN_STREAM), before = 0;
-    ptrdiff_t group = NAME(rows_at_once)(len, stream), some, soon = stream && (len >= 8 * LINE || FN_LEVEL != 3) ? SOON : 0; /* row_grads.h says why */
+    ptrdiff_t group = NAME(rows_at_once)(len, stream), some;
+    ptrdiff_t soon = stream && (len >= 8 * LINE || FN_LEVEL != 3) ? SOON : 0; /* row_grads.h says why */
     NAME(seams) seams;
     NAME(row_norms) q;
     fn_some v;

@@ -29,8 +29,8 @@
 #define FETCH_L1(p, n) _Pragma("GCC unroll 4") for (ptrdiff_t k_ = 0; k_ < (n); k_ += LINE) fn_prefetch_l1((p) + k_)
 
 FN_INLINE V NAME(col_load)(const S *x, ptrdiff_t n) { return n == LANES ? LOAD(x) : LOAD_N(x, n); }
-/* What sums take from memory, in T: as it lies there, or widened into a room of LANES for each vector. Loaded again from there,
-   it is widened to double without a shuffle for each half. */
+/* Sums take vectors from memory, in T: as they lie there, or kept in a room of LANES, from where floats are widened to double while
+   they are loaded, without a shuffle for each half. */
 #define IN_MEMORY(room) __asm__("" : "+m"(*(T(*)[LANES])(room))) /* or else gcc finds the shuffles again */
 FN_INLINE const T *NAME(kept)(V a, T *room) { STORE_T(room, a); IN_MEMORY(room); return room; }
 FN_INLINE const T *NAME(in_t)(const S *x, T *room) {
