@@ -153,8 +153,8 @@ typedef struct {
     void (*gate_row)(const void *dy, const void *y, void *to, ptrdiff_t len);
 
     /* ---- softmax, cross-entropy, dropout ---- */
-    /* room: for a row in the arithmetic type, in whole 256 bytes, or NULL. A row that is streamed, or of a half type, waits there for its
-       sum; without it none is streamed, and exps of a half type are computed twice. (Log-softmax needs none.) */
+    /* room: for a row in the arithmetic type, in whole 256 bytes and 64 more, or NULL. A row that is streamed, or of a half type, waits
+       there for its sum; without it none is streamed, and exps of a half type are computed twice. (Log-softmax needs none.) */
     void (*softmax)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags, void *room);
     void (*softmax_grad)(const void *dy, const void *y, void *dx, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags);
     /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max) over one row. */

@@ -16,8 +16,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.c cimport fn_grads, fn_moments, fn_norms, fn_planes, fn_sums, fn_sums_weigh
-from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport Job, at, element_count, planes_from, planes_of, statistic_count, statistic_size
+from fastnorm._kernels.job cimport Job, at, planes_from, planes_of, statistic_count, statistic_size
 from fastnorm._kernels.matrix cimport (
     Cell, Matrix, Scratch, Stats, cell_of, far, fills, matrix_of, part_of, scratch_of, scratch_size, spread,
     stats_from, stats_of,
@@ -109,8 +108,8 @@ cdef int every_moment(const Job *job, const Matrix *a, int threads, char *memory
 
 
 cdef int columns_moments(const Job *job, fn_moments *out) noexcept nogil:
-    cdef int threads = threads_for(element_count(job)), failed = -1
     cdef Matrix a = matrix_of(job)
+    cdef int threads = a.threads, failed = -1
     cdef Py_ssize_t i, count = statistic_count(job)
     cdef char *memory = <char *> malloc(threads * scratch_size(&a))
     cdef double *numbers = <double *> malloc(5 * count * sizeof(double))
@@ -178,8 +177,8 @@ cdef void forward_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memo
 
 
 cdef int columns_forward(const Job *job) noexcept nogil:
-    cdef int threads = threads_for(element_count(job))
     cdef Matrix a = matrix_of(job)
+    cdef int threads = a.threads
     cdef Py_ssize_t u, v, tiles = a.samples * a.tiles, count = statistic_count(job)
     cdef char *memory = <char *> malloc(threads * scratch_size(&a))
     cdef double *parts = NULL
@@ -343,8 +342,8 @@ cdef void parameter_gradients(const Job *job, const Matrix *a, fn_planes sums, d
 
 
 cdef int columns_backward(const Job *job) noexcept nogil:
-    cdef int threads = threads_for(element_count(job))
     cdef Matrix a = matrix_of(job)
+    cdef int threads = a.threads
     cdef Py_ssize_t u, v, tiles = a.samples * a.tiles, per_channel = a.samples * job.c
     cdef bint whole_tiles = fills(threads, tiles), ok
     cdef char *memory = <char *> malloc(threads * scratch_size(&a))

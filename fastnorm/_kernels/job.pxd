@@ -4,7 +4,7 @@ from libc.math cimport sqrt
 
 from fastnorm._kernels.c cimport (
     fn_channel_norm, fn_channels, fn_grad, fn_is_near, fn_moments, fn_needs_wide, fn_norm, fn_ops, fn_planes, fn_sums, fn_sums_add,
-    fn_sums_weigh,
+    fn_sums_weigh, omp_get_thread_num,
 )
 
 ctypedef struct Job:
@@ -45,6 +45,12 @@ cdef inline const char *at(const void *p, Py_ssize_t bytes) noexcept nogil:
 
 cdef inline Py_ssize_t most(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a > b else b
+
+
+# Of this thread among `threads` of ours, each of which has memory of its own. Outside our loops it may be any one of them: called in
+# another library's parallel region, its number is that one's.
+cdef inline int place_among(int threads) noexcept nogil:
+    return omp_get_thread_num() % threads
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:

@@ -10,9 +10,9 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastnorm._kernels.c cimport FN_STREAM, fn_ops, omp_get_thread_num
+from fastnorm._kernels.c cimport FN_STREAM, fn_ops
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport ceil_div, least, most
+from fastnorm._kernels.job cimport ceil_div, least, most, place_among
 
 cdef enum:
     CHUNK = 8192  # elements: softmax takes some 0.5 ns each, so that a chunk is well above the price of handing it out
@@ -25,16 +25,16 @@ cdef inline Py_ssize_t chunk_rows(Py_ssize_t len) noexcept nogil:
 
 # What a thread needs for a row that cannot wait in y, or that goes past the cache.
 cdef inline Py_ssize_t room_size(const fn_ops *ops, Py_ssize_t len, int logarithm, int flags) noexcept nogil:
-    cdef Py_ssize_t size = ceil_div(len * most(ops.itemsize, sizeof(float)), 256) * 256
+    cdef Py_ssize_t size = ceil_div(len * most(ops.itemsize, sizeof(float)), 256) * 256 + 64
     return size if not logarithm and size <= ROOM and (ops.itemsize < sizeof(float) or flags & FN_STREAM) else 0
 
 
 cdef void softmax_chunk(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm, int flags,
-                        char *rooms, Py_ssize_t u) noexcept nogil:
+                        char *rooms, int threads, Py_ssize_t u) noexcept nogil:
     cdef Py_ssize_t size = chunk_rows(len), o = u * size * len * ops.itemsize
     cdef char *room = NULL
     if rooms != NULL:
-        room = rooms + omp_get_thread_num() * room_size(ops, len, logarithm, flags)
+        room = rooms + place_among(threads) * room_size(ops, len, logarithm, flags)
     ops.softmax(x + o, y + o, least(size, rows - u * size), len, logarithm, flags, room)
 
 
@@ -49,10 +49,10 @@ cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t row
         rooms = memory + (-<uintptr_t> memory) % 64
     if threads == 1:
         for u in range((rows + n - 1) // n):
-            softmax_chunk(ops, x, y, rows, len, logarithm, flags, rooms, u)
+            softmax_chunk(ops, x, y, rows, len, logarithm, flags, rooms, threads, u)
     else:
         for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads):
-            softmax_chunk(ops, x, y, rows, len, logarithm, flags, rooms, u)
+            softmax_chunk(ops, x, y, rows, len, logarithm, flags, rooms, threads, u)
     free(memory)
 
 

@@ -1,7 +1,8 @@
 """A matrix of columns: how it is cut into tiles and bands, and the memory that a piece needs. For columns.pyx."""
 
-from fastnorm._kernels.c cimport FN_FAR, fn_grads, fn_norms, fn_planes, omp_get_thread_num
-from fastnorm._kernels.job cimport Job, ceil_div, element_count, least, most, planes_of
+from fastnorm._kernels.c cimport FN_FAR, fn_grads, fn_norms, fn_planes
+from fastnorm._kernels.core cimport threads_for
+from fastnorm._kernels.job cimport Job, ceil_div, element_count, least, most, place_among, planes_of
 
 cdef enum:
     BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
@@ -17,6 +18,7 @@ ctypedef struct Matrix:
     Py_ssize_t tile, tiles  # columns in a tile; tiles in a matrix
     Py_ssize_t band, bands  # rows in a band; bands in a matrix
     Py_ssize_t in_tile, channels  # statistics, and channels, in a tile
+    int threads
 
 
 # Statistics to a tile of about `columns`, in whole cache lines (of half types too) unless that takes more than WIDEST; with the
@@ -36,6 +38,7 @@ cdef inline Py_ssize_t in_tile(const Matrix *a, Py_ssize_t columns) noexcept nog
 cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     cdef Matrix a
     cdef Py_ssize_t columns, height, bands
+    a.threads = threads_for(element_count(job))
     if job.groups == 0:
         a.samples, a.rows, a.segment = 1, job.n * job.pre, job.post
     else:
@@ -133,7 +136,7 @@ cdef inline Py_ssize_t scratch_size(const Matrix *a) noexcept nogil:
 
 cdef inline Scratch scratch_of(const Matrix *a, char *memory) noexcept nogil:
     cdef Scratch s
-    cdef double *mine = <double *> (memory + omp_get_thread_num() * scratch_size(a))
+    cdef double *mine = <double *> (memory + place_among(a.threads) * scratch_size(a))
     s.columns = planes_of(mine, a.tile)
     s.runs = stats_of(mine + 4 * a.tile, a.in_tile)
     s.totals = planes_of(mine + 4 * a.tile + 5 * a.in_tile, a.in_tile)
