@@ -20,9 +20,9 @@ from setuptools.command.build_ext import build_ext
 
 # No multiply-add fused by the compiler, no reassociation: the same bits at every level, from every compiler.
 CFLAGS = ["-std=gnu11", "-O2", "-g0", "-ffp-contract=off", "-fno-math-errno"]
+AVX512 = ["-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 LEVELS = {
-    "x86_64": {"baseline": [], "avx2": ["-mavx2", "-mfma", "-mf16c"],
-               "avx512": ["-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]},
+    "x86_64": {"baseline": [], "avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512, "avx512_wide": AVX512},
     "aarch64": {"neon": []},
 }
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())

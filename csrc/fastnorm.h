@@ -43,6 +43,7 @@ typedef struct { double *mean, *mean_lo, *rstd; } fn_row_stats;
 typedef struct { double least, most; } fn_sizes;
 
 enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16, FN_FAR = 32 };
+enum { FN_CHUNK = 16384 }; /* elements of dropout that a thread takes at a time: a multiple of 64 */
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
 
 /* `count` spans of `len` contiguous elements each, `stride` elements from the start of one to the start of the next. */
@@ -162,10 +163,10 @@ typedef struct {
     /* dx = a·exp(x - max)/sum - c·weight, and b less at `target`. */
     void (*cross_entropy_grad)(const void *x, void *dx, ptrdiff_t len, double max, double sum, double a, double c,
                                const double *weight, ptrdiff_t target, double b);
-    /* y = x·scale where a random word is at least `threshold`, else 0; a bit per element says which. */
+    /* y = x·scale where a random word is at least `threshold`, else 0; a bit per element says which. len ≤ FN_CHUNK; bits may be NULL. */
     void (*dropout)(const void *x, void *y, uint64_t *bits, ptrdiff_t start, ptrdiff_t len, uint64_t seed,
-                    uint64_t threshold, double scale);
-    void (*dropout_grad)(const void *dy, void *dx, const uint64_t *bits, ptrdiff_t len, double scale);
+                    uint64_t threshold, double scale, int flags);
+    void (*dropout_grad)(const void *dy, void *dx, const uint64_t *bits, ptrdiff_t len, double scale, int flags);
 
     /* ---- parameter vectors: any stride (bytes), to and from double ---- */
     void (*get)(const void *src, ptrdiff_t stride, ptrdiff_t n, double *dst);
@@ -176,8 +177,10 @@ typedef struct {
 void fn_merge(fn_moments *a, const fn_moments *b);
 
 /* ---- instruction sets: one table each, chosen when imported ---- */
-enum { FN_BASELINE = 0, FN_AVX2 = 2, FN_AVX512 = 3, FN_NEON = 4, FN_LEVELS };
+enum { FN_BASELINE = 0, FN_AVX2 = 2, FN_AVX512 = 3, FN_NEON = 4, FN_AVX512_WIDE = 5, FN_LEVELS };
 /* The table of a level, or NULL if this build or this machine lacks it. */
 const fn_ops *fn_table(int level);
+/* The level that this machine runs fastest. */
+int fn_best_level(void);
 
 #endif

@@ -40,24 +40,35 @@ FN_INLINE uint64_t fn_spread(uint64_t x) {
     return (x | x << 3) & 0x1111111111111111;
 }
 
-/* For 64 elements from 4·block on (block a multiple of 16): bit i is set where word i mod 4 of Philox4x32-10 at counter
-   block + i / 4 is at least `threshold`. */
-FN_INLINE uint64_t fn_philox_keep(uint64_t seed, uint64_t block, uint64_t threshold) {
-    vu c0 = vu_count((uint32_t)block), c1 = vu_set1((uint32_t)(block >> 32)), c2 = vu_set1(0), c3 = vu_set1(0);
+/* For 64 elements from 4·block on (block a multiple of 16), and as many again up to FN_WORDS: bit i is set where word i mod 4 of
+   Philox4x32-10 at counter block + i / 4 is at least `threshold`. Side by side, because a round waits for the one before. */
+#define FN_WORDS (FN_LEVEL == 3 ? 4 : 1) /* their counters in half of the registers */
+FN_INLINE void fn_philox_keep(uint64_t seed, uint64_t block, uint64_t threshold, uint64_t *keep) {
+    vu c0[FN_WORDS], c1[FN_WORDS], c2[FN_WORDS], c3[FN_WORDS];
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32), t = (uint32_t)threshold;
+#define EACH_WORD _Pragma("GCC unroll 4") for (int i = 0; i < FN_WORDS; i++)
+    EACH_WORD {
+        c0[i] = vu_count((uint32_t)block + 16 * i);
+        c1[i] = vu_set1((uint32_t)((block + 16 * (uint64_t)i) >> 32));
+        c2[i] = c3[i] = vu_set1(0);
+    }
     for (int round = 0; round < 10; round++) {
-        vu h0, l0, h1, l1;
-        vu_multiply(c0, 0xd2511f53u, &h0, &l0);
-        vu_multiply(c2, 0xcd9e8d57u, &h1, &l1);
-        c0 = vu_xor(vu_xor(h1, c1), vu_set1(k0));
-        c1 = l1;
-        c2 = vu_xor(vu_xor(h0, c3), vu_set1(k1));
-        c3 = l0;
+        vu x0 = vu_set1(k0), x1 = vu_set1(k1);
+        EACH_WORD {
+            vu h0, l0, h1, l1;
+            vu_multiply(c0[i], 0xd2511f53u, &h0, &l0);
+            vu_multiply(c2[i], 0xcd9e8d57u, &h1, &l1);
+            c0[i] = vu_xor(vu_xor(h1, c1[i]), x0);
+            c1[i] = l1;
+            c2[i] = vu_xor(vu_xor(h0, c3[i]), x1);
+            c3[i] = l0;
+        }
         k0 += 0x9e3779b9u;
         k1 += 0xbb67ae85u;
     }
-    return fn_spread(vu_at_least(c0, t)) | fn_spread(vu_at_least(c1, t)) << 1 | fn_spread(vu_at_least(c2, t)) << 2 |
-           fn_spread(vu_at_least(c3, t)) << 3;
+    EACH_WORD keep[i] = fn_spread(vu_at_least(c0[i], t)) | fn_spread(vu_at_least(c1[i], t)) << 1 |
+                        fn_spread(vu_at_least(c2[i], t)) << 2 | fn_spread(vu_at_least(c3[i], t)) << 3;
+#undef EACH_WORD
 }
 
 #endif

@@ -1,15 +1,14 @@
 /* The vector vocabulary: everything the kernels know of the machine.
 
    A logical vector is 64 bytes on every instruction set: vf holds 16 floats, vd 8 doubles, each a struct of native
-   vectors (four of SSE2 or NEON, two of AVX2, one of AVX-512; but of doubles two there as well, because Zen 4 widens floats to
-   four doubles in half a cycle and to eight in almost two). Because the logical width is fixed and every operation is a single
-   IEEE operation per lane (no reassociation, no multiply-add fused but by name), a kernel written in this vocabulary gives the
-   same bits at every level. A struct and not one vector_size(64): gcc 12 turns the latter into memory traffic at the narrower
-   levels (12 GB/s in place of 88 for a sum of squares at AVX2).
+   vectors (four of SSE2 or NEON, two of AVX2, one of AVX-512; of doubles one or two there: dispatch.c says when). Because the
+   logical width is fixed and every operation is a single IEEE operation per lane (no reassociation, no multiply-add fused but by
+   name), a kernel written in this vocabulary gives the same bits at every level. A struct and not one vector_size(64): gcc 12
+   turns the latter into memory traffic at the narrower levels (12 GB/s in place of 88 for a sum of squares at AVX2).
 
    The level is chosen by the translation unit that includes this file (level_*.c): FN_LEVEL is 0 baseline (SSE2),
-   2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL) + FMA, 4 NEON. Any other machine with gcc or clang takes level 0 without
-   intrinsics. Intrinsics live in this header, vec_wide.h, vec_fused.h, vec_memory.h and vec_half.h, and nowhere else. */
+   2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL) + FMA with FN_NATIVE_D bytes of doubles in a native vector, 4 NEON. Any other
+   machine with gcc or clang takes level 0 without intrinsics. Intrinsics live in this header, vec_wide.h, vec_fused.h, vec_memory.h and vec_half.h, and nowhere else. */
 #ifndef FN_VEC_H
 #define FN_VEC_H
 
@@ -34,7 +33,9 @@
 #else
 #define FN_NATIVE 16
 #endif
-#define FN_NATIVE_D (FN_NATIVE == 64 ? 32 : FN_NATIVE) /* of doubles */
+#ifndef FN_NATIVE_D /* bytes of doubles */
+#define FN_NATIVE_D FN_NATIVE
+#endif
 #define FN_PARTS (64 / FN_NATIVE)
 #define FN_PARTS_D (64 / FN_NATIVE_D)
 
@@ -68,16 +69,29 @@ typedef struct { fn_nl v[FN_PARTS_D]; } vl; /* 8 signed 64-bit integers */
     } while (0)
 #if FN_NATIVE == 64
 #define FN_EACH FN_EACH_1
-#define FN_EACH_D FN_EACH_2 /* of doubles */
-#define FN_EACH_W FN_EACH_4 /* of sixteen doubles */
 #elif FN_NATIVE == 32
 #define FN_EACH FN_EACH_2
+#else
+#define FN_EACH FN_EACH_4
+#endif
+#if FN_NATIVE_D == 64
+#define FN_EACH_D FN_EACH_1 /* of doubles */
+#define FN_EACH_W FN_EACH_2 /* of sixteen doubles */
+#elif FN_NATIVE_D == 32
 #define FN_EACH_D FN_EACH_2
 #define FN_EACH_W FN_EACH_4
 #else
-#define FN_EACH FN_EACH_4
 #define FN_EACH_D FN_EACH_4
 #define FN_EACH_W FN_EACH_8
+#endif
+
+/* x86's operations on a native vector of doubles. */
+#if FN_NATIVE_D == 64
+typedef __m512d fn_md;
+#define FN_MD(f) _mm512_##f
+#elif defined(FN_X86) && FN_NATIVE_D == 32
+typedef __m256d fn_md;
+#define FN_MD(f) _mm256_##f
 #endif
 
 /* ---- float: load, store, arithmetic. Each line is one IEEE operation per lane. ---- */
@@ -130,7 +144,7 @@ FN_INLINE vf vf_add_exact(vf c, vf a, vf b) {
 FN_INLINE vf vf_add_exact(vf c, vf a, vf b) { return vf_add(c, vf_mul(a, b)); }
 #endif
 #if FN_LEVEL == 2 || FN_LEVEL == 3
-FN_INLINE fn_nd nd_add_exact(fn_nd c, fn_nd a, fn_nd b) { return (fn_nd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+FN_INLINE fn_nd nd_add_exact(fn_nd c, fn_nd a, fn_nd b) { return (fn_nd)FN_MD(fmadd_pd)((fn_md)a, (fn_md)b, (fn_md)c); }
 #elif defined(FN_ARM)
 FN_INLINE fn_nd nd_add_exact(fn_nd c, fn_nd a, fn_nd b) { return (fn_nd)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #else
@@ -147,7 +161,7 @@ FN_INLINE fn_nd nd_add_beside(fn_nd a, fn_nd b) { return a + b; }
 FN_INLINE vd vd_add_beside(vd a, vd b) { FN_EACH_D(p, a.v[p] = nd_add_beside(a.v[p], b.v[p])); return a; }
 
 #if FN_LEVEL == 2 || FN_LEVEL == 3
-FN_INLINE vd vd_sqrt(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm256_sqrt_pd((__m256d)a.v[p])); return a; }
+FN_INLINE vd vd_sqrt(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)FN_MD(sqrt_pd)((fn_md)a.v[p])); return a; }
 #elif defined(FN_X86)
 FN_INLINE vd vd_sqrt(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm_sqrt_pd((__m128d)a.v[p])); return a; }
 #else
@@ -243,7 +257,9 @@ FN_INLINE vl vd_within(vd a, double low, double high) {
 }
 FN_INLINE vl vd_at_most(vd a, vd limit) { vl r; FN_EACH_D(p, r.v[p] = (fn_nl)(a.v[p] <= limit.v[p])); return r; }
 FN_INLINE vl vl_and(vl a, vl b) { FN_EACH_D(p, a.v[p] &= b.v[p]); return a; }
-#if FN_LEVEL == 2 || FN_LEVEL == 3
+#if FN_NATIVE_D == 64
+FN_INLINE int vl_all(vl a) { return _mm512_movepi64_mask((__m512i)a.v[0]) == 255; }
+#elif FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE int vl_all(vl a) { return _mm256_movemask_pd((__m256d)(a.v[0] & a.v[1])) == 15; }
 #elif defined(FN_X86)
 FN_INLINE int vl_all(vl a) { return _mm_movemask_pd((__m128d)((a.v[0] & a.v[1]) & (a.v[2] & a.v[3]))) == 3; }
@@ -263,9 +279,9 @@ FN_INLINE int vl_all(vl a) {
 #define FN_CARRIER32 0.0f
 #define FN_CARRIER64 0.0
 FN_INLINE vf vf_nearest(vf a) { a.v[0] = (fn_nf)_mm512_roundscale_ps((__m512)a.v[0], FN_NEAREST); return a; }
-FN_INLINE vd vd_nearest(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm256_roundscale_pd((__m256d)a.v[p], FN_NEAREST)); return a; }
+FN_INLINE vd vd_nearest(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)FN_MD(roundscale_pd)((fn_md)a.v[p], FN_NEAREST)); return a; }
 FN_INLINE vf vf_scaled(vf p, vf c) { p.v[0] = (fn_nf)_mm512_scalef_ps((__m512)p.v[0], (__m512)c.v[0]); return p; }
-FN_INLINE vd vd_scaled(vd a, vd c) { FN_EACH_D(p, a.v[p] = (fn_nd)_mm256_scalef_pd((__m256d)a.v[p], (__m256d)c.v[p])); return a; }
+FN_INLINE vd vd_scaled(vd a, vd c) { FN_EACH_D(p, a.v[p] = (fn_nd)FN_MD(scalef_pd)((fn_md)a.v[p], (fn_md)c.v[p])); return a; }
 #else
 #define FN_CARRIER32 12582912.0f /* 1.5·2^23: adding it rounds to an integer, left in the low bits */
 #define FN_CARRIER64 6755399441055744.0 /* 1.5·2^52 */
@@ -288,6 +304,13 @@ static const int32_t fn_bits32[16] __attribute__((aligned(64), unused)) =
     {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
 static const int64_t fn_bits64[8] __attribute__((aligned(64), unused)) = {1, 2, 4, 8, 16, 32, 64, 128};
 
+#if FN_LEVEL == 3
+FN_INLINE vf vf_keep(vf a, uint32_t bits) { a.v[0] = (fn_nf)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)a.v[0]); return a; }
+FN_INLINE vd vd_keep(vd a, uint32_t bits) {
+    FN_EACH_D(p, a.v[p] = (fn_nd)FN_MD(maskz_mov_pd)((__mmask8)(bits >> p * (FN_NATIVE_D / 8)), (fn_md)a.v[p]));
+    return a;
+}
+#else
 FN_INLINE vf vf_keep(vf a, uint32_t bits) {
     FN_EACH(p, {
         fn_ni b = *(const fn_ni_mem *)(fn_bits32 + p * (FN_NATIVE / 4));
@@ -302,6 +325,7 @@ FN_INLINE vd vd_keep(vd a, uint32_t bits) {
     });
     return a;
 }
+#endif
 
 /* ---- 32-bit integers: the halves of the 64-bit product with m; one bit per lane where a ≥ t (unsigned) ---- */
 
@@ -330,11 +354,24 @@ FN_INLINE uint32_t vu_at_least(vu a, uint32_t t) {
     return bits;
 }
 #endif
+/* The products of even lanes and those of odd ones, put together by halves. */
+#if FN_LEVEL == 3
+#define FN_HALVES(even, odd, high, low)                                                                                  \
+    *(high) = (fn_nu)_mm512_mask_shuffle_epi32((__m512i)(odd), 0x5555, (__m512i)(even), 0xf5);                           \
+    *(low) = (fn_nu)_mm512_mask_shuffle_epi32((__m512i)(even), 0xaaaa, (__m512i)(odd), 0xa0)
+#elif FN_LEVEL == 2
+#define FN_HALVES(even, odd, high, low)                                                                                  \
+    *(high) = (fn_nu)_mm256_blend_epi32((__m256i)((even) >> 32), (__m256i)(odd), 0xaa);                                  \
+    *(low) = (fn_nu)_mm256_blend_epi32((__m256i)(even), (__m256i)((odd) << 32), 0xaa)
+#else
+#define FN_HALVES(even, odd, high, low)                                                                                  \
+    *(high) = (fn_nu)(((even) >> 32) | ((odd) & ~((fn_nul){0} + 0xffffffffu)));                                          \
+    *(low) = (fn_nu)(((even) & 0xffffffffu) | ((odd) << 32))
+#endif
 FN_INLINE void vu_multiply(vu a, uint32_t m, vu *high, vu *low) {
     FN_EACH(p, {
-        fn_nul even = FN_MUL_EVEN(a.v[p], m), odd = FN_MUL_EVEN((fn_nul)a.v[p] >> 32, m), half = (fn_nul){0} + 0xffffffffu;
-        low->v[p] = (fn_nu)((even & half) | (odd << 32));
-        high->v[p] = (fn_nu)((even >> 32) | (odd & ~half));
+        fn_nul even = FN_MUL_EVEN(a.v[p], m), odd = FN_MUL_EVEN((fn_nul)a.v[p] >> 32, m);
+        FN_HALVES(even, odd, &high->v[p], &low->v[p]);
     });
 }
 FN_INLINE vu vu_xor(vu a, vu b) { FN_EACH(p, a.v[p] ^= b.v[p]); return a; }

@@ -49,7 +49,7 @@ FN_OUTLINE vf vf_fused(vf c, vf a, vf b) {
 /* a·b - p, p being a·b rounded: exact, but for products below 2^-969 or beyond the largest double. */
 #if FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE vd vd_lost(vd a, vd b, vd p) {
-    FN_EACH_D(i, a.v[i] = (fn_nd)_mm256_fmsub_pd((__m256d)a.v[i], (__m256d)b.v[i], (__m256d)p.v[i]));
+    FN_EACH_D(i, a.v[i] = (fn_nd)FN_MD(fmsub_pd)((fn_md)a.v[i], (fn_md)b.v[i], (fn_md)p.v[i]));
     return a;
 }
 #elif defined(FN_ARM)

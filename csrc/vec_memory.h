@@ -11,11 +11,11 @@ FN_INLINE vf vf_load_n(const float *s, ptrdiff_t n) { vf r; r.v[0] = (fn_nf)_mm5
 FN_INLINE void vf_store_n(float *d, vf a, ptrdiff_t n) { _mm512_mask_storeu_ps(d, (__mmask16)((1u << n) - 1), (__m512)a.v[0]); }
 FN_INLINE vd vd_load_n(const double *s, ptrdiff_t n) {
     vd r;
-    FN_EACH_D(p, r.v[p] = (fn_nd)_mm256_maskz_loadu_pd((__mmask8)(((1u << n) - 1) >> 4 * p), s + 4 * p));
+    FN_EACH_D(p, r.v[p] = (fn_nd)FN_MD(maskz_loadu_pd)((__mmask8)(((1u << n) - 1) >> 4 * p), s + 4 * p));
     return r;
 }
 FN_INLINE void vd_store_n(double *d, vd a, ptrdiff_t n) {
-    FN_EACH_D(p, _mm256_mask_storeu_pd(d + 4 * p, (__mmask8)(((1u << n) - 1) >> 4 * p), (__m256d)a.v[p]));
+    FN_EACH_D(p, FN_MD(mask_storeu_pd)(d + 4 * p, (__mmask8)(((1u << n) - 1) >> 4 * p), (fn_md)a.v[p]));
 }
 #elif FN_LEVEL == 2
 FN_INLINE vf vf_load_n(const float *s, ptrdiff_t n) {
@@ -51,9 +51,13 @@ FN_OUTLINE void vd_store_float_n(float *d, vd a, ptrdiff_t n) { float t[8]; vd_s
 
 #if FN_LEVEL == 3
 FN_INLINE void vf_stream(float *d, vf a) { _mm512_stream_ps(d, (__m512)a.v[0]); }
+#if FN_NATIVE_D == 64
+FN_INLINE void vd_stream(double *d, vd a) { _mm512_stream_pd(d, (__m512d)a.v[0]); }
+#else
 FN_INLINE void vd_stream(double *d, vd a) {
     _mm512_stream_pd(d, _mm512_insertf64x4(_mm512_castpd256_pd512((__m256d)a.v[0]), (__m256d)a.v[1], 1));
 }
+#endif
 #elif FN_LEVEL == 2
 FN_INLINE void vf_stream(float *d, vf a) { FN_EACH(p, _mm256_stream_ps(d + 8 * p, (__m256)a.v[p])); }
 FN_INLINE void vd_stream(double *d, vd a) { FN_EACH_D(p, _mm256_stream_pd(d + 4 * p, (__m256d)a.v[p])); }

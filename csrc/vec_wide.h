@@ -6,7 +6,10 @@
 
 /* ---- widen: lanes 0-7 and 8-15 of a float vector as doubles; narrow: the reverse, rounding to nearest even ---- */
 
-#if FN_LEVEL == 2 || FN_LEVEL == 3
+#if FN_NATIVE_D == 64
+FN_INLINE fn_nd nd_load_float(const float *s) { return (fn_nd)_mm512_cvtps_pd(_mm256_loadu_ps(s)); }
+FN_INLINE void vd_store_float(float *d, vd a) { _mm256_storeu_ps(d, _mm512_cvtpd_ps((__m512d)a.v[0])); }
+#elif FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE vd fn_widen(__m128 a, __m128 b) { vd r; r.v[0] = (fn_nd)_mm256_cvtps_pd(a); r.v[1] = (fn_nd)_mm256_cvtps_pd(b); return r; }
 FN_INLINE fn_nd nd_load_float(const float *s) { return (fn_nd)_mm256_cvtps_pd(_mm_loadu_ps(s)); }
 FN_INLINE void vd_store_float(float *d, vd a) { FN_EACH_D(p, _mm_storeu_ps(d + 4 * p, _mm256_cvtpd_ps((__m256d)a.v[p]))); }
@@ -61,7 +64,24 @@ FN_INLINE void vf_widen(vf a, vd *low, vd *high) { *low = vf_low(a); *high = vf_
 
 /* ---- eight vectors of doubles: lane j of vector i becomes lane i of vector j ---- */
 
-#if FN_LEVEL == 2 || FN_LEVEL == 3
+#if FN_NATIVE_D == 64
+FN_INLINE void vd_transpose(vd *a) {
+    __m512d r[8], s[8];
+    for (int i = 0; i < 8; i += 2) {
+        r[i] = _mm512_unpacklo_pd((__m512d)a[i].v[0], (__m512d)a[i + 1].v[0]);
+        r[i + 1] = _mm512_unpackhi_pd((__m512d)a[i].v[0], (__m512d)a[i + 1].v[0]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; k++) { /* lanes 0-1 and 4-5, and 2-3 and 6-7 */
+            s[i + k] = _mm512_permutex2var_pd(r[i + k], _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), r[i + k + 2]);
+            s[i + k + 2] = _mm512_permutex2var_pd(r[i + k], _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2), r[i + k + 2]);
+        }
+    for (int k = 0; k < 4; k++) {
+        a[k].v[0] = (fn_nd)_mm512_permutex2var_pd(s[k], _mm512_set_epi64(11, 10, 9, 8, 3, 2, 1, 0), s[k + 4]);
+        a[k + 4].v[0] = (fn_nd)_mm512_permutex2var_pd(s[k], _mm512_set_epi64(15, 14, 13, 12, 7, 6, 5, 4), s[k + 4]);
+    }
+}
+#elif FN_LEVEL == 2 || FN_LEVEL == 3
 FN_INLINE void fn_transpose4(__m256d *a, __m256d *b, __m256d *c, __m256d *d) {
     __m256d ab = _mm256_unpacklo_pd(*a, *b), cd = _mm256_unpacklo_pd(*c, *d);
     __m256d AB = _mm256_unpackhi_pd(*a, *b), CD = _mm256_unpackhi_pd(*c, *d);
@@ -91,21 +111,31 @@ FN_INLINE void vd_transpose(vd *a) {
 /* ---- horizontal sum of 8 doubles in one fixed order: i with i+4, i with i+2, i with i+1 ---- */
 
 #if FN_LEVEL == 2 || FN_LEVEL == 3
+/* Lanes 0-3 and 4-7. */
+#if FN_NATIVE_D == 64
+FN_INLINE __m256d vd_low(vd a) { return _mm512_castpd512_pd256((__m512d)a.v[0]); }
+FN_INLINE __m256d vd_high(vd a) { return _mm512_extractf64x4_pd((__m512d)a.v[0], 1); }
+FN_INLINE vd vd_of(__m256d low, __m256d high) { vd r; r.v[0] = (fn_nd)_mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1); return r; }
+#else
+FN_INLINE __m256d vd_low(vd a) { return (__m256d)a.v[0]; }
+FN_INLINE __m256d vd_high(vd a) { return (__m256d)a.v[1]; }
+FN_INLINE vd vd_of(__m256d low, __m256d high) { vd r; r.v[0] = (fn_nd)low; r.v[1] = (fn_nd)high; return r; }
+#endif
 FN_INLINE double vd_sum(vd a) {
-    __m256d h = _mm256_add_pd((__m256d)a.v[0], (__m256d)a.v[1]);
+    __m256d h = _mm256_add_pd(vd_low(a), vd_high(a));
     __m128d q = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
     return q[0] + q[1];
 }
 /* The same of eight vectors. */
 FN_INLINE __m256d fn_sums4(const vd *a) {
-#define HALVES(k) _mm256_add_pd((__m256d)a[k].v[0], (__m256d)a[k].v[1])
+#define HALVES(k) _mm256_add_pd(vd_low(a[k]), vd_high(a[k]))
     __m256d h0 = HALVES(0), h1 = HALVES(1), h2 = HALVES(2), h3 = HALVES(3);
 #undef HALVES
     __m256d even = _mm256_add_pd(_mm256_permute2f128_pd(h0, h2, 0x20), _mm256_permute2f128_pd(h0, h2, 0x31));
     __m256d odd = _mm256_add_pd(_mm256_permute2f128_pd(h1, h3, 0x20), _mm256_permute2f128_pd(h1, h3, 0x31));
     return _mm256_add_pd(_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd));
 }
-FN_INLINE vd vd_sums(const vd *a) { vd r; FN_EACH_D(p, r.v[p] = (fn_nd)fn_sums4(a + 4 * p)); return r; }
+FN_INLINE vd vd_sums(const vd *a) { return vd_of(fn_sums4(a), fn_sums4(a + 4)); }
 #else
 FN_INLINE fn_nd fn_halves(vd a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 FN_INLINE double vd_sum(vd a) { fn_nd q = fn_halves(a); return q[0] + q[1]; }

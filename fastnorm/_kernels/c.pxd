@@ -42,8 +42,9 @@ cdef extern from "fastnorm.h" nogil:
     ctypedef struct fn_spans:
         Py_ssize_t len, count, stride
     enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH, FN_SINGLE, FN_FAR
+    enum: FN_CHUNK
     enum: FN_F32, FN_F64, FN_F16, FN_BF16
-    enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_NEON, FN_LEVELS
+    enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_AVX512_WIDE, FN_NEON, FN_LEVELS
     ctypedef struct fn_channel_ops:
         void add_runs(const double *s, const double *lo, Py_ssize_t length, Py_ssize_t count, double *to, double *to_lo) noexcept nogil
         void means(const double *sum, const double *sum_lo, double number, Py_ssize_t count, double *mean,
@@ -114,12 +115,13 @@ cdef extern from "fastnorm.h" nogil:
         void cross_entropy_grad(const void *x, void *dx, Py_ssize_t len, double max, double sum, double a, double c,
                                 const double *weight, Py_ssize_t target, double b) noexcept nogil
         void dropout(const void *x, void *y, uint64_t *bits, Py_ssize_t start, Py_ssize_t len, uint64_t seed,
-                     uint64_t threshold, double scale) noexcept nogil
-        void dropout_grad(const void *dy, void *dx, const uint64_t *bits, Py_ssize_t len, double scale) noexcept nogil
+                     uint64_t threshold, double scale, int flags) noexcept nogil
+        void dropout_grad(const void *dy, void *dx, const uint64_t *bits, Py_ssize_t len, double scale, int flags) noexcept nogil
         void get(const void *src, Py_ssize_t stride, Py_ssize_t n, double *dst) noexcept nogil
         void put(const double *src, Py_ssize_t n, void *dst, Py_ssize_t stride) noexcept nogil
     void fn_merge(fn_moments *a, const fn_moments *b) noexcept
     const fn_ops *fn_table(int level) noexcept
+    int fn_best_level() noexcept
 
 cdef extern from "scalar.h" nogil:
     ctypedef struct fn_dd:

@@ -1,6 +1,6 @@
 """The state of the package: the instruction set in use and the number of threads.
 
-Design: both are plain C variables, read without the GIL. The instruction set is chosen once, when imported: the widest one
+Design: both are plain C variables, read without the GIL. The instruction set is chosen once, when imported: the fastest one
 that this build contains and this processor runs, unless FASTNORM_ISA names another. It never changes a result's bits.
 """
 cimport numpy as cnp
@@ -10,7 +10,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport strcpy
 
 from fastnorm._kernels.c cimport (
-    FN_AVX2, FN_AVX512, FN_BASELINE, FN_COMPILER, FN_HAVE_OPENMP, FN_LEVELS, FN_NEON, fn_ops, fn_table,
+    FN_AVX2, FN_AVX512, FN_AVX512_WIDE, FN_BASELINE, FN_COMPILER, FN_HAVE_OPENMP, FN_LEVELS, FN_NEON, fn_best_level, fn_ops,
+    fn_table,
 )
 
 # Elements per thread; below two of these one thread does it. Awake, a second thread is ready in 1 to 3 µs, but between calls it
@@ -23,7 +24,7 @@ cdef enum:
 # cache of 32 MB, so that no reader would find the whole of it there; norms of 8 MB took 0.65 to 0.85 of the time on Zen 4.
 cdef Py_ssize_t STREAM_BYTES = 8 << 20
 
-_NAMES = {FN_BASELINE: "baseline", FN_AVX2: "avx2", FN_AVX512: "avx512", FN_NEON: "neon"}
+_NAMES = {FN_BASELINE: "baseline", FN_AVX2: "avx2", FN_AVX512: "avx512", FN_AVX512_WIDE: "avx512_wide", FN_NEON: "neon"}
 
 cdef extern from "build.h" nogil:
     int FN_CAN_RELEASE_TEAM
@@ -67,7 +68,7 @@ cdef int _level = -1
 cdef int _threads = 1
 cdef Py_ssize_t _grain = GRAIN
 cdef bint _forked = False
-_isa_reason = "the widest this processor runs"
+_isa_reason = "the fastest on this processor"
 _threads_reason = "the CPUs this process may use"
 
 
@@ -129,6 +130,11 @@ def output_cache():
 def available_isas():
     """Names of the instruction sets that this build contains and this processor runs, narrowest first."""
     return [_NAMES[level] for level in range(FN_LEVELS) if level in _NAMES and fn_table(level) != NULL]
+
+
+def best_isa():
+    """Name of the one that this processor runs fastest: what is used unless FASTNORM_ISA says otherwise."""
+    return _NAMES[fn_best_level()]
 
 
 def isa():
@@ -204,8 +210,7 @@ def _start():
         if not cache.isdigit():
             raise ImportError(f"FASTNORM_OUTPUT_CACHE_MB: expected a whole number of at least 0, got {cache!r}")
         fn_pool_set_limit(int(cache) << 20)
-    *_, widest = available_isas()
-    set_isa(widest)
+    set_isa(best_isa())
     wanted = os.environ.get("FASTNORM_ISA")
     if wanted:
         if wanted not in available_isas():

@@ -5,17 +5,14 @@ from cython.parallel cimport prange
 from libc.math cimport floor
 from libc.stdint cimport uint64_t
 
-from fastnorm._kernels.c cimport fn_ops
-from fastnorm._kernels.core cimport ops_for, threads_for
+from fastnorm._kernels.c cimport FN_CHUNK, FN_STREAM, fn_ops
+from fastnorm._kernels.core cimport ops_for, streams, threads_for
 from fastnorm.functional._check cimport apart, dtype_of, fraction_of, output
 from fastnorm._types import InputGrad
 
 cnp.import_array()
 
 __all__ = ["dropout", "dropout_backward", "dropout_forward"]
-
-cdef enum:
-    CHUNK = 16384  # elements, a multiple of 64: a piece of work for a thread
 
 
 cdef class DropoutContext:
@@ -38,9 +35,10 @@ cdef class DropoutContext:
 
 cdef void drop_chunk(const fn_ops *ops, const char *x, char *y, uint64_t *bits, Py_ssize_t u, Py_ssize_t size, uint64_t seed,
                      uint64_t threshold, double scale) noexcept nogil:
-    cdef Py_ssize_t start = u * CHUNK, n = size - start if size - start < CHUNK else CHUNK
+    cdef Py_ssize_t start = u * FN_CHUNK, n = size - start if size - start < FN_CHUNK else FN_CHUNK
+    cdef int flags = FN_STREAM if streams(size * ops.itemsize) else 0
     ops.dropout(x + start * ops.itemsize, y + start * ops.itemsize, bits + start // 64 if bits != NULL else NULL, start, n,
-                seed, threshold, scale)
+                seed, threshold, scale, flags)
 
 
 cdef void drop(const fn_ops *ops, const char *x, char *y, uint64_t *bits, Py_ssize_t size, uint64_t seed, uint64_t threshold,
@@ -48,27 +46,28 @@ cdef void drop(const fn_ops *ops, const char *x, char *y, uint64_t *bits, Py_ssi
     cdef Py_ssize_t u
     cdef int threads = threads_for(size)
     if threads == 1:
-        for u in range((size + CHUNK - 1) // CHUNK):
+        for u in range((size + FN_CHUNK - 1) // FN_CHUNK):
             drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale)
     else:
-        for u in prange((size + CHUNK - 1) // CHUNK, schedule="static", num_threads=threads):
+        for u in prange((size + FN_CHUNK - 1) // FN_CHUNK, schedule="static", num_threads=threads):
             drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale)
 
 
 cdef void pass_chunk(const fn_ops *ops, const char *dy, char *dx, const uint64_t *bits, Py_ssize_t u, Py_ssize_t size,
                      double scale) noexcept nogil:
-    cdef Py_ssize_t start = u * CHUNK, n = size - start if size - start < CHUNK else CHUNK
-    ops.dropout_grad(dy + start * ops.itemsize, dx + start * ops.itemsize, bits + start // 64, n, scale)
+    cdef Py_ssize_t start = u * FN_CHUNK, n = size - start if size - start < FN_CHUNK else FN_CHUNK
+    cdef int flags = FN_STREAM if streams(size * ops.itemsize) else 0
+    ops.dropout_grad(dy + start * ops.itemsize, dx + start * ops.itemsize, bits + start // 64, n, scale, flags)
 
 
 cdef void pass_kept(const fn_ops *ops, const char *dy, char *dx, const uint64_t *bits, Py_ssize_t size, double scale) noexcept nogil:
     cdef Py_ssize_t u
     cdef int threads = threads_for(size)
     if threads == 1:
-        for u in range((size + CHUNK - 1) // CHUNK):
+        for u in range((size + FN_CHUNK - 1) // FN_CHUNK):
             pass_chunk(ops, dy, dx, bits, u, size, scale)
     else:
-        for u in prange((size + CHUNK - 1) // CHUNK, schedule="static", num_threads=threads):
+        for u in prange((size + FN_CHUNK - 1) // FN_CHUNK, schedule="static", num_threads=threads):
             pass_chunk(ops, dy, dx, bits, u, size, scale)
 
 
