@@ -169,14 +169,14 @@ FN_OUTLINE int NAME(grad_apply)(const void *dyv, const void *xv, const void *rv,
     NAME(grad_v) q = NAME(split_grad)(p, g), b;
     if (before) b = NAME(split_grad)(before, g_before);
     int relu = flags & FN_RELU, stream = !GENERIC && flags & FN_STREAM, leave = stream && !res && flags & FN_LEAVE;
-    for (ptrdiff_t k = 0; k < s.count; k++) {
+    for (ptrdiff_t k = s.count; k-- > 0;) { /* as in spans.h */
         ptrdiff_t o = k * s.stride, left = leave ? NAME(into_line)(dx + o + s.len) : 0;
         const S *r = res ? res + o : NULL;
         S *drk = dr ? dr + o : NULL;
 #define BODY(r, dr, has_res, relu, stream) \
     NAME(grad_apply_body)(dy + o, x + o, r, dx + o, dr, s.len, q, before ? &b : NULL, left, has_res, relu, stream, ahead)
         if (stream && !leave) fn_prefetch_l1(dx + o + s.len);
-        if (stream && !before) fn_prefetch_l1(dx + o + s.stride);
+        if (stream && !before) fn_prefetch_l1(dx + o - s.stride);
         if (GENERIC) BODY(r, drk, r && relu, relu, 0);
         else if (!relu) { if (stream) BODY(NULL, NULL, 0, 0, 1); else BODY(NULL, NULL, 0, 0, 0); }
         else if (r) { if (stream) BODY(r, drk, 1, 1, 1); else BODY(r, drk, 1, 1, 0); }
