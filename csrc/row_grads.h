@@ -293,8 +293,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
     int seamed = stream && whole && !across.in && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
-    /* Shorter rows the processor fetches by itself, and help costs a tenth at AVX-512; at AVX2 streamed ones take 0.85 of the time for it. */
-    ptrdiff_t ahead = len < 8 * LINE && (FN_LEVEL == 3 || !stream) ? 0 : SOON;
+    ptrdiff_t ahead = len >= 8 * LINE || (stream && SHORT_ROWS_ARE_HELPED) ? SOON : 0;
     NAME(seams) seams;
     double memory[4 * FN_ROWS];
     for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {

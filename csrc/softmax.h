@@ -87,7 +87,7 @@ FN_INLINE void NAME(exp_keep)(const V *e, T *to, ptrdiff_t left) {
 }
 
 /* max of a row, NaN passed over: it comes back through the sum. */
-FN_INLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
+FN_OUTLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
     V m = SET1((T)-INFINITY), m1 = m, m2 = m, m3 = m; /* four, because each waits for its last */
     ptrdiff_t i = 0;
     for (; i <= len - 4 * LANES; i += 4 * LANES) {
@@ -156,41 +156,58 @@ FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int flags) { return flags & F
 #define EACH_IN_OUTPUT(to, len, stream)                                                                                  \
     do {                                                                                                                 \
         S *into = (to);                                                                                                  \
-        if (stream) { fn_prefetch_l1(into + (len)); EACH_IN_ROW(into, len, 1, FULL_STREAM, PART); }                      \
-        else EACH_IN_ROW(into, len, 0, FULL_STORE, PART);                                                                \
+        if (stream) { fn_prefetch_l1(into + (len)); EACH_IN_ROW_BY(4, into, len, 1, FULL_STREAM, PART); }                \
+        else EACH_IN_ROW_BY(4, into, len, 0, FULL_STORE, PART);                                                          \
     } while (0)
-#define FULL_STREAM(n) STREAM(into + j, OUT(n))
-#define FULL_STORE(n) STORE(into + j, OUT(n))
-#define PART(n) STORE_N(into + j, OUT(n), n)
+#define FULL_TO(TO, n)                                                                                                   \
+    do {                                                                                                                 \
+        V z[4];                                                                                                          \
+        EACH_OF((n) / LANES, k) z[k] = OUT(j + k * LANES, LANES);                                                        \
+        EACH_OF((n) / LANES, k) TO(into + j + k * LANES, z[k]);                                                          \
+    } while (0)
+#define FULL_STREAM(n) FULL_TO(STREAM, n)
+#define FULL_STORE(n) FULL_TO(STORE, n)
+#define PART(n) STORE_N(into + j, OUT(j, n), n)
 
 FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags, void *roomv) {
     T *room = roomv;
     int half = sizeof(S) < sizeof(T), stream = NAME(softmax_streams)(len, flags) && (logarithm || room);
+    T top, next = rows > 0 ? NAME(row_max)(xv, len) : 0;
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *x = (const S *)xv + r * len;
         S *y = (S *)yv + r * len;
-        T top = NAME(row_max)(x, len);
-        NAME(pivot) p = NAME(pivot_of)(top);
+        NAME(pivot) p = NAME(pivot_of)(top = next);
+#define NEXT_MAX() if (r + 1 < rows) next = NAME(row_max)(x + len, len)
         if (logarithm) {
+            double sum = NAME(exp_sum)(x, stream ? NULL : y, len, &p);
+            NEXT_MAX();
             /* max + log Σ as hi + lo: x - hi is exact where it is small */
-            fn_dd lse = fn_two_sum((double)top, fn_log(NAME(exp_sum)(x, stream ? NULL : y, len, &p)));
+            fn_dd lse = fn_two_sum((double)top, fn_log(sum));
             T high = (T)lse.hi;
             V hi = SET1(high), lo = SET1((T)((lse.hi - (double)high) + lse.lo));
-#define OUT(n) SUB(SUB(NAME(col_load)(x + j, n), hi), lo)
+#define OUT(j, n) SUB(SUB(NAME(col_load)(x + (j), n), hi), lo)
             EACH_IN_OUTPUT(y, len, stream);
 #undef OUT
         } else if (room && (half || stream)) {
-            V scale = SET1((T)(1 / NAME(exps)(x, room, len, &p)));
-#define OUT(n) MUL(LOAD_T(room + j), scale)
+            double sum = NAME(exps)(x, room, len, &p);
+            NEXT_MAX();
+            V scale = SET1((T)(1 / sum));
+#define OUT(j, n) MUL(LOAD_T(room + (j)), scale)
             EACH_IN_OUTPUT(y, len, stream);
 #undef OUT
-        } else if (half) NAME(exps_scaled)(x, y, len, &p, (T)(1 / NAME(exps)(x, NULL, len, &p))); /* exps are computed again */
-        else {
-            V scale = SET1((T)(1 / NAME(exps)(x, (T *)y, len, &p)));
-#define OUT(n) MUL(NAME(col_load)(y + j, n), scale)
+        } else if (half) { /* exps are computed again */
+            double sum = NAME(exps)(x, NULL, len, &p);
+            NEXT_MAX();
+            NAME(exps_scaled)(x, y, len, &p, (T)(1 / sum));
+        } else {
+            double sum = NAME(exps)(x, (T *)y, len, &p);
+            NEXT_MAX();
+            V scale = SET1((T)(1 / sum));
+#define OUT(j, n) MUL(NAME(col_load)(y + (j), n), scale)
             EACH_IN_OUTPUT(y, len, 0);
 #undef OUT
         }
+#undef NEXT_MAX
     }
     if (stream) fn_fence();
 }
@@ -237,7 +254,7 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(e[k], sum));
             NAME(exp_store)(e, dx + i, len - i);
         }
-#define OUT(n) MUL(NAME(col_load)(y + j, n), SUB(NAME(col_load)(dy + j, n), sum))
+#define OUT(j, n) MUL(NAME(col_load)(y + (j), n), SUB(NAME(col_load)(dy + (j), n), sum))
         if (!logarithm) EACH_IN_OUTPUT(dx, len, stream);
 #undef OUT
     }
@@ -246,6 +263,7 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
 #undef PART
 #undef FULL_STORE
 #undef FULL_STREAM
+#undef FULL_TO
 #undef EACH_IN_OUTPUT
 
 /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max): x - max - log Σ is the log-likelihood. */
