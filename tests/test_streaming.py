@@ -114,6 +114,36 @@ def test_streamed_outputs_have_the_same_bits(
                 same_bits(one, other, f"{machine}, offset {offset}")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 15, 64, 1000, 1041, 16384, 17000, 33001])
+def test_dropout_begins_anywhere_in_a_line(
+    size: int, dtype: str, rng: np.random.Generator, request: pytest.FixtureRequest
+) -> None:
+    """Words of 64 bits are made some at a time, and the lines that they decide lie across them; in place, too."""
+    t = dtype_of(dtype)
+    x, dy = draw(rng, (size,), t), draw(rng, (size,), t)
+
+    def results(offset: int, in_place: bool) -> tuple[Array, Array, Array]:
+        (y, around_y), (dx, around_dx) = (placed(size, (size,), t, offset) for _ in range(2))
+        y[...], dx[...] = x, dy
+        result, ctx = fn.dropout_forward(y if in_place else x, 0.3, seed=5, out=y)
+        same_bits(fn.dropout(x, 0.3, seed=5, out=np.empty_like(x)), result, "without a mask")
+        assert result is y and fn.dropout_backward(dx if in_place else dy, ctx, out=dx)[0] is dx
+        for part, room in ((y, around_y), (dx, around_dx)):
+            kept = part.copy()
+            part[...] = 7
+            assert (room == 7).all(), "written beside the output"
+            part[...] = kept
+        return y, dx, ctx.mask
+
+    expected = results(0, False)
+    request.getfixturevalue("streamed")
+    for machine in machines():
+        for offset, in_place in product((0, 1, 4, 17), (False, True)):
+            for one, other in zip(expected, results(offset, in_place), strict=True):
+                same_bits(one, other, f"{machine}, offset {offset}, in place {in_place}")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("width", [16, 48, 64, 112, 240])
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
