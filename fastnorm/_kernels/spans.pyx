@@ -21,6 +21,7 @@ from fastnorm._kernels.job cimport (
 
 cdef enum:
     SLOT = 65536  # elements behind one partial result: 256 KB of float32, some 20 µs of work
+    NEAR_BYTES = 8192  # a statistic's data, y beside it, and the next one's are in L1
 
 
 # ---- geometry ----
@@ -182,10 +183,16 @@ cdef void forward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ss
     cdef fn_moments m
     cdef Before b
     cdef Py_ssize_t i
+    # The next small statistic is reduced first, so that nobody waits for roots and divisions (0.9 of the time). The gradients of
+    # four arrays took up to 1.2 times as long so, and those of what leaves L1.
+    cdef bint ahead = e.all.len * e.all.count * job.ops.itemsize <= NEAR_BYTES and not job.flags & FN_STREAM
     b.left = False
     for i in range(first, last):
-        reduce_statistic(job, e, i, &m)
+        if not ahead or i == first:
+            reduce_statistic(job, e, i, &m)
         finish(job, i, &m)
+        if ahead and i + 1 < last:
+            reduce_statistic(job, e, i + 1, &m)
         normalize_statistic(job, e, i, &b, i + 1 < last)
     job.ops.fence()
 
