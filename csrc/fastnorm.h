@@ -91,6 +91,8 @@ typedef struct {
 
     /* Moments of all values in the spans: block by block, merged in order. */
     void (*moments)(const void *x, fn_spans s, fn_moments *out);
+    /* The same of `count` ≤ 8 spans, one after the other, of at most 16 KB in the arithmetic type. */
+    void (*moments_beside)(const void *x, ptrdiff_t count, ptrdiff_t len, double *mean, double *mean_lo, double *m2);
     /* y = relu((x - mean)·scale + shift + residual); residual may be NULL. `ahead`: elements beyond x to prefetch.
        With FN_LEAVE, and streaming, the last cache line of each span, where it is not whole, is left to whoever does the spans
        that follow these in memory: if so, the result is not 0, and p must be their `before` (or else NULL). */

@@ -269,6 +269,15 @@ FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int
     }
 }
 
+FN_OUTLINE void NAME(moments_beside)(const void *x, ptrdiff_t count, ptrdiff_t len, double *mean, double *mean_lo, double *m2) {
+    fn_some v;
+    if (count < FN_ROWS) NAME(clear)(&v, 0);
+    NAME(some_moments)(x, count, len, 1, 0, &v);
+    fn_put(mean, vd_load(v.mean), count);
+    fn_put(mean_lo, vd_load(v.mean_lo), count);
+    fn_put(m2, vd_load(v.m2), count);
+}
+
 /* Layer norm (centred) or RMS norm of `rows` rows; `to` receives their statistics, unless its arrays are NULL. sum, when not NULL,
    receives x + residual first and is what is normalized. */
 FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, void *yv, ptrdiff_t rows, ptrdiff_t len,

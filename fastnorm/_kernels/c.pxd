@@ -68,6 +68,8 @@ cdef extern from "fastnorm.h" nogil:
         Py_ssize_t itemsize
         const fn_channel_ops *channels
         void fence() noexcept nogil
+        void moments_beside(const void *x, Py_ssize_t count, Py_ssize_t len, double *mean, double *mean_lo,
+                            double *m2) noexcept nogil
         void moments(const void *x, fn_spans s, fn_moments *out) noexcept nogil
         int affine(const void *x, const void *residual, void *y, fn_spans s, const fn_norm *p, int flags, Py_ssize_t ahead,
                    const fn_norm *before) noexcept nogil

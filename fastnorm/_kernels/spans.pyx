@@ -22,6 +22,8 @@ from fastnorm._kernels.job cimport (
 cdef enum:
     SLOT = 65536  # elements behind one partial result: 256 KB of float32, some 20 µs of work
     NEAR_BYTES = 8192  # a statistic's data, y beside it, and the next one's are in L1
+    BESIDE = 8  # statistics
+    BESIDE_BYTES = 4096  # of each: all of them are in L1
 
 
 # ---- geometry ----
@@ -179,6 +181,25 @@ cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i, Bef
             b.norm = p
 
 
+# Are statistics reduced eight at a time, with their roots and divisions in vectors?
+cdef inline bint side_by_side(const Job *job, const Extent *e) noexcept nogil:
+    return (e.all.count == 1 and e.step == e.all.len and e.all.len * job.ops.itemsize <= BESIDE_BYTES and not job.lengths
+            and not job.flags & FN_STREAM)
+
+
+cdef void forward_beside(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t u, i, k, n
+    cdef Before b
+    b.left = False
+    for u in range(ceil_div(last - first, BESIDE)):
+        i = first + u * BESIDE
+        n = least(BESIDE, last - i)
+        job.ops.moments_beside(job.x + i * e.step * job.ops.itemsize, n, e.all.len, job.mean + i, job.mean_lo + i, job.var + i)
+        job.ops.channels.finish(job.var + i, statistic_size(job), job.eps, n, job.var + i, job.rstd + i)
+        for k in range(i, i + n):
+            normalize_statistic(job, e, k, &b, False)
+
+
 cdef void forward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     cdef fn_moments m
     cdef Before b
@@ -187,6 +208,9 @@ cdef void forward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ss
     # four arrays took up to 1.2 times as long so, and those of what leaves L1.
     cdef bint ahead = e.all.len * e.all.count * job.ops.itemsize <= NEAR_BYTES and not job.flags & FN_STREAM
     b.left = False
+    if side_by_side(job, e):
+        forward_beside(job, e, first, last)
+        return
     for i in range(first, last):
         if not ahead or i == first:
             reduce_statistic(job, e, i, &m)
