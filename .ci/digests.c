@@ -99,6 +99,13 @@ static void spans(data_t *d, int level, const char *dtype) {
         eat_doubles(&m.n, 6);
     }
     report(level, dtype, "moments");
+    EVERY(which) EVERY_LENGTH(len) {
+        double beside[3][8] = {{0}};
+        fill(d, which);
+        o->moments_beside(d->x, l % 2 ? 8 : 3, len, beside[0], beside[1], beside[2]);
+        eat_doubles(beside[0], 24);
+    }
+    report(level, dtype, "moments side by side");
     for (int flags = 0; flags < 4; flags++) {
         char name[32];
         EVERY(which) EVERY_LENGTH(len) {
@@ -321,11 +328,15 @@ static void regularization(data_t *d, int level, const char *dtype) {
     EVERY(which) EVERY_LENGTH(len) {
         fill(d, which);
         memset(bits, 0, sizeof bits);
-        o->dropout(d->x, d->y, bits, 64 * l, len, 42, 1u << 30, 4.0 / 3);
-        o->dropout_grad(d->dy, d->z, bits, len, 4.0 / 3);
+        int flags = len % 2 ? FN_STREAM : 0;
+        if (len == WIDTH) len = SIZE;
+        o->dropout(d->x, d->y, bits, ((ptrdiff_t)64 << 30) * l, len, 42, 1u << 30, 4.0 / 3, flags);
+        o->dropout_grad(d->dy, d->z, bits, len, 4.0 / 3, flags);
         eat(bits, sizeof bits);
         eat_storage(d, d->y);
         eat_storage(d, d->z);
+        o->dropout(d->x, d->y, NULL, 64 * l, len, 42, 1u << 30, 4.0 / 3, flags ^ FN_STREAM);
+        eat_storage(d, d->y);
     }
     report(level, dtype, "dropout");
 }

@@ -24,6 +24,7 @@ from support import (
 )
 
 import fastnorm as fn
+from fastnorm._kernels import core
 
 
 @every_dtype
@@ -122,3 +123,19 @@ def test_a_unit_of_no_elements_has_length_zero() -> None:
     w, ctx = fn.weight_norm_forward(np.zeros((6, 0)), np.ones((6, 1)))
     assert w.shape == (6, 0)
     np.testing.assert_array_equal(ctx.norm, np.zeros(6))
+
+
+@every_dtype
+def test_gradients_reach_an_output_of_any_alignment(dtype: str, rng: np.random.Generator) -> None:
+    """By way of a copy: past the cache only whole cache lines are written."""
+    v, dw = draw(rng, (4, 400), dtype_of(dtype)), draw(rng, (4, 400), dtype_of(dtype))
+    g = np.ones((4, 1), np.float64 if dtype == "float64" else np.float32)
+    expected = fn.weight_norm_backward(dw, fn.weight_norm_forward(v, g)[1])[0]
+    memory = np.zeros(v.nbytes + 1, np.uint8)
+    out = memory[1:].view(v.dtype).reshape(v.shape)
+    before = core.set_stream_bytes(1)
+    try:
+        fn.weight_norm_backward(dw, fn.weight_norm_forward(v, g)[1], out=out)
+    finally:
+        core.set_stream_bytes(before)
+    same_bits(out.copy(), expected)

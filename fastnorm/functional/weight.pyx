@@ -165,7 +165,8 @@ def weight_norm_backward(dw, ctx, *, out=None):
     units_of_v, rows = units_first(c.v, c.axis), units_first(dw, c.axis)
     # Straight to out where it lies in memory as the units do, and dw is not in the way.
     place = None if out is None else out if c.axis is None else np.moveaxis(out, c.axis, 0)
-    straight = place is not None and place.flags.c_contiguous and (out is dw or not np.may_share_memory(out, dw))
+    straight = (place is not None and place.flags.c_contiguous and place.flags.aligned
+                and (out is dw or not np.may_share_memory(out, dw)))
     result = place if straight else fresh(rows)
     job.x = <const char *> cnp.PyArray_DATA(units_of_v)
     numbers = np.zeros(2 * job.c)
