@@ -8,7 +8,8 @@
 
    The level is chosen by the translation unit that includes this file (level_*.c): FN_LEVEL is 0 baseline (SSE2),
    2 AVX2 + FMA + F16C, 3 AVX-512 (F, BW, DQ, VL) + FMA with FN_NATIVE_D bytes of doubles in a native vector, 4 NEON. Any other
-   machine with gcc or clang takes level 0 without intrinsics. Intrinsics live in this header, vec_wide.h, vec_fused.h, vec_memory.h and vec_half.h, and nowhere else. */
+   machine with gcc or clang takes level 0 without intrinsics. Intrinsics live in this header, vec_wide.h, vec_fused.h, vec_memory.h
+   and vec_half.h, and nowhere else. */
 #ifndef FN_VEC_H
 #define FN_VEC_H
 
