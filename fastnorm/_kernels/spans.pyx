@@ -11,105 +11,17 @@ from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport (
-    FN_LEAVE, FN_STREAM, fn_channels, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add,
+    FN_STREAM, fn_channels, fn_grad, fn_merge, fn_moments, fn_norm, fn_spans, fn_sums, fn_sums_add,
 )
 from fastnorm._kernels.core cimport threads_for
+from fastnorm._kernels.extent cimport (
+    BESIDE, NEAR_BYTES, Before, Extent, block_size, extent_of, flags_of, grad_before, in_one_call, many, norm_before, side_by_side,
+    slot,
+)
 from fastnorm._kernels.job cimport (
     Job, at, add_parameter_gradients, ceil_div, channel_norm, channels_of, element_count, finish, grad_of, least, norm_of, shared_norm,
     statistic_count, statistic_size, weigh,
 )
-
-cdef enum:
-    SLOT = 65536  # elements behind one partial result: 256 KB of float32, some 20 µs of work
-    NEAR_BYTES = 8192  # a statistic's data, y beside it, and the next one's are in L1
-    BESIDE = 8  # statistics
-    BESIDE_BYTES = 4096  # of each: all of them are in L1
-
-
-# ---- geometry ----
-
-# What one statistic owns, how many channels lie in it, and where the next statistic begins.
-ctypedef struct Extent:
-    fn_spans all  # every span of the statistic
-    fn_spans channel  # the spans of one of its channels
-    Py_ssize_t channels, step, slots, channel_slots
-
-
-cdef inline Py_ssize_t spans_per_slot(fn_spans s) noexcept nogil:
-    return least(s.count, SLOT // s.len) if 0 < s.len < SLOT else 1
-
-
-cdef inline Py_ssize_t slot_count(fn_spans s) noexcept nogil:
-    return ceil_div(s.len, SLOT) * s.count if s.len > SLOT else ceil_div(s.count, spans_per_slot(s))
-
-
-# Slot i of s: its offset, and the spans in it.
-cdef inline fn_spans slot(fn_spans s, Py_ssize_t i, Py_ssize_t *offset) noexcept nogil:
-    cdef fn_spans piece = s
-    cdef Py_ssize_t cuts, size, first
-    if s.len > SLOT:
-        cuts = ceil_div(s.len, SLOT)
-        size = ceil_div(ceil_div(s.len, cuts), 64) * 64
-        first = least((i % cuts) * size, s.len)
-        offset[0] = (i // cuts) * s.stride + first
-        piece.len = least(size, s.len - first)
-        piece.count = 1
-    else:
-        size = spans_per_slot(s)
-        offset[0] = i * size * s.stride
-        piece.count = least(size, s.count - i * size)
-    return piece
-
-
-cdef inline Extent extent_of(const Job *job) noexcept nogil:
-    cdef Extent e
-    if job.groups == 0:
-        e.channels, e.step = 1, job.post
-        e.all.len, e.all.count, e.all.stride = job.post, job.n * job.pre, job.c * job.post
-    else:
-        e.channels, e.step = job.c // job.groups, job.c // job.groups * job.post
-        e.all.len, e.all.count, e.all.stride = e.step, 1, 0
-    e.channel = e.all
-    e.channel.len = job.post
-    e.slots, e.channel_slots = slot_count(e.all), slot_count(e.channel)
-    return e
-
-
-# Whether the channels of a statistic are done in one call.
-cdef inline bint in_one_call(const Job *job, const Extent *e) noexcept nogil:
-    return e.channels > 1 and e.channel_slots == 1 and job.residual == NULL and not job.flags & FN_STREAM
-
-
-# Enough statistics to give every thread whole ones.
-cdef inline bint many(Py_ssize_t count, int threads) noexcept nogil:
-    return threads == 1 or count >= 4 * threads
-
-
-# ---- cache lines that spans share ----
-
-# Channels that follow each other in memory are done in blocks: each writes the line that it shares with the one before.
-ctypedef struct Before:
-    bint left  # has the channel before left its last lines?
-    fn_norm norm
-    fn_grad grad
-
-
-cdef inline int flags_of(const Job *job, const Extent *e, bint more) noexcept nogil:
-    return job.flags | (FN_LEAVE if more and job.flags & FN_STREAM and e.channel.len * job.ops.itemsize >= 256 else 0)
-
-
-cdef inline const fn_norm *norm_before(const Before *b) noexcept nogil:
-    return &b.norm if b.left else NULL
-
-
-cdef inline const fn_grad *grad_before(const Before *b) noexcept nogil:
-    return &b.grad if b.left else NULL
-
-
-# Statistics in a block: as many as leave the threads enough blocks to share. One thread takes all as one.
-cdef inline Py_ssize_t block_size(Py_ssize_t count, int threads) noexcept nogil:
-    return ceil_div(count, 4 * threads)
-
 
 # ---- moments ----
 
@@ -179,12 +91,6 @@ cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i, Bef
                                 flags_of(job, e, more or k + 1 < e.channels), e.step, norm_before(b))
         if b.left:
             b.norm = p
-
-
-# Are statistics reduced eight at a time, with their roots and divisions in vectors?
-cdef inline bint side_by_side(const Job *job, const Extent *e) noexcept nogil:
-    return (e.all.count == 1 and e.step == e.all.len and e.all.len * job.ops.itemsize <= BESIDE_BYTES and not job.lengths
-            and not job.flags & FN_STREAM)
 
 
 cdef void forward_beside(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last) noexcept nogil:

@@ -34,41 +34,40 @@ cdef class DropoutContext:
 
 
 cdef void drop_chunk(const fn_ops *ops, const char *x, char *y, uint64_t *bits, Py_ssize_t u, Py_ssize_t size, uint64_t seed,
-                     uint64_t threshold, double scale) noexcept nogil:
+                     uint64_t threshold, double scale, int flags) noexcept nogil:
     cdef Py_ssize_t start = u * FN_CHUNK, n = size - start if size - start < FN_CHUNK else FN_CHUNK
-    cdef int flags = FN_STREAM if streams(size * ops.itemsize) else 0
     ops.dropout(x + start * ops.itemsize, y + start * ops.itemsize, bits + start // 64 if bits != NULL else NULL, start, n,
                 seed, threshold, scale, flags)
 
 
 cdef void drop(const fn_ops *ops, const char *x, char *y, uint64_t *bits, Py_ssize_t size, uint64_t seed, uint64_t threshold,
-               double scale) noexcept nogil:
+               double scale, int flags) noexcept nogil:
     cdef Py_ssize_t u
     cdef int threads = threads_for(size)
     if threads == 1:
         for u in range((size + FN_CHUNK - 1) // FN_CHUNK):
-            drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale)
+            drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale, flags)
     else:
         for u in prange((size + FN_CHUNK - 1) // FN_CHUNK, schedule="static", num_threads=threads):
-            drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale)
+            drop_chunk(ops, x, y, bits, u, size, seed, threshold, scale, flags)
 
 
 cdef void pass_chunk(const fn_ops *ops, const char *dy, char *dx, const uint64_t *bits, Py_ssize_t u, Py_ssize_t size,
-                     double scale) noexcept nogil:
+                     double scale, int flags) noexcept nogil:
     cdef Py_ssize_t start = u * FN_CHUNK, n = size - start if size - start < FN_CHUNK else FN_CHUNK
-    cdef int flags = FN_STREAM if streams(size * ops.itemsize) else 0
     ops.dropout_grad(dy + start * ops.itemsize, dx + start * ops.itemsize, bits + start // 64, n, scale, flags)
 
 
-cdef void pass_kept(const fn_ops *ops, const char *dy, char *dx, const uint64_t *bits, Py_ssize_t size, double scale) noexcept nogil:
+cdef void pass_kept(const fn_ops *ops, const char *dy, char *dx, const uint64_t *bits, Py_ssize_t size, double scale,
+                    int flags) noexcept nogil:
     cdef Py_ssize_t u
     cdef int threads = threads_for(size)
     if threads == 1:
         for u in range((size + FN_CHUNK - 1) // FN_CHUNK):
-            pass_chunk(ops, dy, dx, bits, u, size, scale)
+            pass_chunk(ops, dy, dx, bits, u, size, scale, flags)
     else:
         for u in prange((size + FN_CHUNK - 1) // FN_CHUNK, schedule="static", num_threads=threads):
-            pass_chunk(ops, dy, dx, bits, u, size, scale)
+            pass_chunk(ops, dy, dx, bits, u, size, scale, flags)
 
 
 cdef cnp.ndarray in_order(object a):
@@ -100,6 +99,7 @@ cdef tuple forward(object x, object p, bint training, object seed, object out, b
     cdef const char *source
     cdef char *target
     cdef uint64_t *bits = NULL
+    cdef int flags
     ctx.dtype = dtype_of(x, "x")
     fraction = fraction_of(p, "p")
     if fraction >= 1:
@@ -128,8 +128,9 @@ cdef tuple forward(object x, object p, bint training, object seed, object out, b
         ctx.bits = np.empty((size + 63) // 64, np.uint64)
         bits = <uint64_t *> cnp.PyArray_DATA(ctx.bits)
     source, target = <const char *> cnp.PyArray_DATA(work), <char *> cnp.PyArray_DATA(y)
+    flags = FN_STREAM if streams(cnp.PyArray_NBYTES(y)) else 0
     with nogil:
-        drop(ops_for(ctx.dtype), source, target, bits, size, key, threshold, ctx.scale)
+        drop(ops_for(ctx.dtype), source, target, bits, size, key, threshold, ctx.scale, flags)
     return finished(y, out, x), ctx
 
 
@@ -196,6 +197,7 @@ def dropout_backward(dy, ctx, *, out=None):
     cdef char *target
     cdef const uint64_t *bits
     cdef Py_ssize_t size
+    cdef int flags
     if type(ctx) is not DropoutContext:
         raise TypeError(f"ctx: expected the context of dropout_forward, got {ctx!r}")
     c = <DropoutContext> ctx
@@ -213,6 +215,7 @@ def dropout_backward(dy, ctx, *, out=None):
         return InputGrad(finished(dx, out, dy))
     size = cnp.PyArray_SIZE(work)
     source, target, bits = <const char *> cnp.PyArray_DATA(work), <char *> cnp.PyArray_DATA(dx), <const uint64_t *> cnp.PyArray_DATA(c.bits)
+    flags = FN_STREAM if streams(cnp.PyArray_NBYTES(dx)) else 0
     with nogil:
-        pass_kept(ops_for(c.dtype), source, target, bits, size, c.scale)
+        pass_kept(ops_for(c.dtype), source, target, bits, size, c.scale, flags)
     return InputGrad(finished(dx, out, dy))
