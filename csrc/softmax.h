@@ -177,6 +177,7 @@ FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_
         const S *x = (const S *)xv + r * len;
         S *y = (S *)yv + r * len;
         NAME(pivot) p = NAME(pivot_of)(top = next);
+        /* Looked for before this row is written, so that nobody waits for the maximum, the sum and its inverse (0.9 of the time). */
 #define NEXT_MAX() if (r + 1 < rows) next = NAME(row_max)(x + len, len)
         if (logarithm) {
             double sum = NAME(exp_sum)(x, stream ? NULL : y, len, &p);
