@@ -51,7 +51,9 @@ FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
 
 /* Are the next rows fetched? Beyond the cache, or else sums take up to twice as long; and where rows are near each other. In cache the
    processor reads rows of a page and more as quickly, and help costs a tenth. */
-FN_INLINE int NAME(col_is_helped)(ptrdiff_t stride, int flags) { return stride * (ptrdiff_t)sizeof(S) < 4096 || flags & FN_FAR; }
+FN_INLINE int NAME(col_is_helped)(ptrdiff_t stride, int flags) {
+    return (stride * (ptrdiff_t)sizeof(S) < 4096 && !(flags & FN_NEAR)) || flags & FN_FAR;
+}
 FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
     _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) fn_prefetch(p + (rows + r) * stride);
 }

@@ -2,6 +2,9 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 
 #include "fastnorm.h"
 
@@ -28,15 +31,33 @@ const fn_ops *fn_table(int level) {
     }
 }
 
-/* AMD's family 19h, Zen 4 where it has AVX-512, widens floats to four doubles in half a cycle and to eight in almost two. */
-static int fn_halves_are_faster(void) {
+/* The family of a processor of this maker, whose name begins with these letters; -1 for another's. */
+static int fn_family(unsigned maker) {
 #if defined(__x86_64__)
     unsigned a, b, c, d;
-    if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx || !__get_cpuid(1, &a, &b, &c, &d)) return 0;
-    return (a >> 8 & 15) + (a >> 20 & 255) <= 0x19;
+    if (!__get_cpuid(0, &a, &b, &c, &d) || b != maker || !__get_cpuid(1, &a, &b, &c, &d)) return -1;
+    return (int)((a >> 8 & 15) + (a >> 20 & 255));
 #else
-    return 0;
+    (void)maker;
+    return -1;
 #endif
+}
+#define AMD 0x68747541u   /* "Auth" */
+#define INTEL 0x756e6547u /* "Genu" */
+
+/* AMD's family 19h, Zen 4 where it has AVX-512, widens floats to four doubles in half a cycle and to eight in almost two. */
+static int fn_halves_are_faster(void) { return fn_family(AMD) >= 0 && fn_family(AMD) <= 0x19; }
+
+/* A Zen stops reading ahead at every page. A Granite Rapids does so less, and what it is told to fetch drives what it still needs out of L2:
+   batch norm of (32, 64, 112, 112) took 1.2 of the time forward and 1.3 backward, a channel of 1 MB 1.5. */
+int fn_fetches_next(void) { return fn_family(INTEL) < 0; }
+
+ptrdiff_t fn_l2_bytes(void) {
+    long n = 0;
+#if defined(__linux__) && defined(_SC_LEVEL2_CACHE_SIZE)
+    n = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return n > 0 ? n : 512 << 10;
 }
 
 int fn_best_level(void) {

@@ -42,7 +42,8 @@ typedef struct { double *mean, *mean_lo, *rstd; } fn_row_stats;
 /* The least and the most of 1 and of the sizes of gamma's numbers other than 0. */
 typedef struct { double least, most; } fn_sizes;
 
-enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16, FN_FAR = 32 };
+/* FN_NEAR: all data lie in L2, and nothing is fetched ahead. FN_NEXT: what comes after these rows is fetched while they are written. */
+enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16, FN_FAR = 32, FN_NEAR = 64, FN_NEXT = 128 };
 enum { FN_CHUNK = 16384 }; /* elements of dropout that a thread takes at a time: a multiple of 64 */
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
 
@@ -184,5 +185,9 @@ enum { FN_BASELINE = 0, FN_AVX2 = 2, FN_AVX512 = 3, FN_NEON = 4, FN_AVX512_WIDE 
 const fn_ops *fn_table(int level);
 /* The level that this machine runs fastest. */
 int fn_best_level(void);
+/* Bytes of a core's second-level cache, or what is usual where the system does not tell. */
+ptrdiff_t fn_l2_bytes(void);
+/* Does it pay to fetch what comes next (a channel, some rows) while this is written? */
+int fn_fetches_next(void);
 
 #endif

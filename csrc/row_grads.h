@@ -28,8 +28,7 @@ FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t
         const T *weight = gamma ? NAME(param_in_t)(gamma + i, weights) : NULL;
         EACH_ROW(count, k, {
             const S *xk = x + k * stride + i, *dyk = dy + k * stride + i;
-            fn_prefetch(xk + ahead);
-            fn_prefetch(dyk + ahead);
+            if (ahead) { fn_prefetch(xk + ahead); fn_prefetch(dyk + ahead); }
             ONE(k, NAME(in_t)(dyk, g_room), NAME(in_t)(xk, x_room));
         });
     }
@@ -274,10 +273,41 @@ FN_INLINE ptrdiff_t NAME(rows_beside)(ptrdiff_t stride, int stream) {
     return height < FN_ROWS ? height : FN_ROWS;
 }
 
-/* A single row's gradient of parameters, as they are. */
-FN_INLINE void NAME(row_put)(const T *from, ptrdiff_t w, P *to) {
-    if (sizeof(T) == sizeof(P)) memcpy(to, from, (size_t)w * sizeof(P));
-    else for (ptrdiff_t j = 0; j < w; j++) to[j] = (P)from[j];
+/* n of a vector's lanes, to where a parameter's gradient is wanted. */
+FN_INLINE void NAME(row_put)(V a, ptrdiff_t n, P *to) {
+    T t[LANES];
+    if (sizeof(T) == sizeof(P) && n == LANES) { STORE_T((T *)(void *)to, a); return; }
+    STORE_T(t, a);
+    for (ptrdiff_t i = 0; i < n; i++) to[i] = (P)t[i];
+}
+
+/* dx of a single row, whose gradients of gamma and beta (or NULL) are those of the parameters as they are. Walked from its end, which was
+   read last. */
+FN_INLINE void NAME(only_row)(const S *dy, const S *x, const P *gamma, S *dx, P *dgamma, P *dbeta, ptrdiff_t len, NAME(row_v) v,
+                              int has_gamma, int centred, int stream) {
+    V zero = SET1(0);
+    ptrdiff_t in = NAME(into_line)(dx), head = in == 0 ? 0 : LINE - in < len ? LINE - in : len, end = len - (len - head) % LINE, j, n;
+#define SOME(count, full)                                                                                                \
+    do {                                                                                                                 \
+        V g[4], xhat[4], z[4]; /* stored when all are loaded: spans.h says why */                                         \
+        EACH_OF(count, c) {                                                                                              \
+            g[c] = HOLD(NAME(col_load)(dy + j + c * LANES, n));                                                          \
+            xhat[c] = HOLD(NAME(standardize)(NAME(col_load)(x + j + c * LANES, n), v.hi, v.lo, v.rstd, centred));        \
+            z[c] = NAME(row_dx)(g[c], xhat[c], has_gamma ? NAME(param)(gamma + j + c * LANES, n) : zero, v, has_gamma, centred); \
+        }                                                                                                                \
+        EACH_OF(count, c) {                                                                                              \
+            ptrdiff_t o = j + c * LANES;                                                                                 \
+            if (!(full)) STORE_N(dx + o, z[c], n); else if (stream) STREAM(dx + o, z[c]); else STORE(dx + o, z[c]);      \
+            if (dgamma) NAME(row_put)(ADD(zero, MUL(g[c], xhat[c])), n, dgamma + o);                                     \
+            if (dbeta) NAME(row_put)(ADD(zero, g[c]), n, dbeta + o);                                                     \
+        }                                                                                                                \
+    } while (0)
+    for (j = end; j < len; j += n) { n = len - j < LANES ? len - j : LANES; SOME(1, 0); }
+    n = LANES;
+    for (j = end; j - 4 * LANES >= head;) { j -= 4 * LANES; SOME(4, 1); }
+    for (; j > head;) { j -= LANES; SOME(1, 1); }
+    for (j = 0; j < head; j += n) { n = head - j < LANES ? head - j : LANES - 1; SOME(1, 0); }
+#undef SOME
 }
 
 /* dx of rows [0, rows) of length len given each row's statistics and sums Σg, Σg·(x - mean), which are formed here if their arrays
@@ -293,7 +323,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
     int seamed = stream && whole && !across.in && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
-    ptrdiff_t ahead = len >= 8 * LINE || (stream && SHORT_ROWS_ARE_HELPED) ? SOON : 0;
+    ptrdiff_t ahead = !(flags & FN_NEAR) && (len >= 8 * LINE || (stream && SHORT_ROWS_ARE_HELPED)) ? SOON : 0;
     NAME(seams) seams;
     double memory[4 * FN_ROWS];
     for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
@@ -326,6 +356,16 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
         }
 #endif
         (void)safe;
+        if (single) {
+#define BODY(has_gamma, centred, stream)                                                                                 \
+    NAME(only_row)(dy, x, gv, dx, (P *)dgamma, centred ? (P *)dbeta : NULL, len, NAME(row_at)(&q, 0), has_gamma, centred, stream)
+            if (GENERIC || !gv) BODY(gv != NULL, centred, 0);
+            else if (centred) { if (stream) BODY(1, 1, 1); else BODY(1, 1, 0); }
+            else if (stream) BODY(1, 0, 1);
+            else BODY(1, 0, 0);
+#undef BODY
+            break;
+        }
         for (ptrdiff_t t = 0, w; t < len; t += w) {
             ptrdiff_t in = aligned ? NAME(into_line)(dx + t) : 0, pad = across.in ? across.in : in % LANES;
             w = len - t < FN_TILE - in ? len - t : FN_TILE - in;
@@ -354,10 +394,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
             else if (stream) BODY(1, 0, 1, 1);
             else BODY(1, 0, 1, 0);
 #undef BODY
-            if (single) {
-                if (dgamma) NAME(row_put)(dg, w, (P *)dgamma + t);
-                if (dbeta && centred) NAME(row_put)(db, w, (P *)dbeta + t);
-            } else for (ptrdiff_t j = 0; params && j < w; j += LANES) {
+            for (ptrdiff_t j = 0; params && j < w; j += LANES) {
                 ptrdiff_t o = t + j, m = w - j < LANES ? w - j : LANES;
                 if (dgamma) ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE_T(dg + j)), dgamma + o, dgamma_lo ? dgamma_lo + o : NULL, m, fresh);
                 if (dbeta && centred)

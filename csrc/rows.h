@@ -77,7 +77,7 @@ FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t 
         NAME(ends) e = NAME(ends_of)(seams, k, y, len);
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
-        fn_prefetch(x + j + ahead);                                                                                      \
+        if (ahead) fn_prefetch(x + j + ahead);                                                                           \
         if (stream) STREAM(y + j, ROW_OUT(n)); else STORE(y + j, ROW_OUT(n));                                            \
     } while (0)
 #define PART(n) STORE_N((j < LINE ? e.head : e.tail) + j, ROW_OUT(n), n)
@@ -120,14 +120,14 @@ FN_INLINE void NAME(rows_across_body)(const S *x, S *y, ptrdiff_t rows, ptrdiff_
         hi = SET1(q->hi[k]);
         lo = SET1(q->lo[k]);
         rstd = SET1(q->rstd[k]);
-        fn_prefetch(x - in + ahead);
+        if (ahead) fn_prefetch(x - in + ahead);
         if (k > 0 || a->before) {
             V z = NAME(row_out)(LOAD(x - in), g, b, FIRST_OR(hi0, hi, in), FIRST_OR(lo0, lo, in), FIRST_OR(rstd0, rstd, in), centred,
                                 has_gamma, has_beta);
             if (stream) STREAM(y - in, z); else STORE(y - in, z);
         } else STORE_N(y, ROW_OUT(LANES - in), LANES - in);
         for (j = LANES - in; j <= len - LANES; j += LANES) {
-            fn_prefetch(x + j + ahead);
+            if (ahead) fn_prefetch(x + j + ahead);
             if (stream) STREAM(y + j, ROW_OUT(LANES)); else STORE(y + j, ROW_OUT(LANES));
         }
         if (k + 1 == rows && !a->after) STORE_N(y + j, ROW_OUT(in), in);
@@ -240,8 +240,7 @@ FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int
     for (ptrdiff_t k = 0; k < rows; k++) {
         const S *row = x + k * len;
         if (!centred) {
-            ptrdiff_t soon = len == FN_BLOCK ? FN_BLOCK : ahead;
-            squares[k] = ACC_FOLDED(soon ? NAME(squares_of)(row, len, soon) : NAME(squares_of)(row, len, 0));
+            squares[k] = ACC_FOLDED(ahead ? NAME(squares_of)(row, len, ahead) : NAME(squares_of)(row, len, 0));
             continue;
         }
         NAME(look) a = NAME(look_span)(NAME(look_zero)(), row, len, ahead);
@@ -288,7 +287,8 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
     if (len < 8 * LINE && !NAME(are_short)(len)) flags &= ~FN_STREAM; /* every line in two parts */
     int stream = !!(flags & FN_STREAM), before = 0;
     ptrdiff_t group = NAME(rows_at_once)(len, stream), some;
-    ptrdiff_t soon = stream && (len >= 8 * LINE || SHORT_ROWS_ARE_HELPED) ? SOON : 0;
+    ptrdiff_t soon = !centred && len == FN_BLOCK ? FN_BLOCK : stream && (len >= 8 * LINE || SHORT_ROWS_ARE_HELPED) ? SOON : 0;
+    if (flags & FN_NEAR) soon = 0;
     NAME(seams) seams;
     NAME(row_norms) q;
     fn_some v;
@@ -324,7 +324,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             fn_put(to.mean_lo + r + k, vd_load(v.mean_lo + k), n);
             fn_put(to.rstd + r + k, rstd, n);
         }
-        ptrdiff_t ahead = res ? 0 : group * len;
+        ptrdiff_t ahead = flags & FN_NEXT && !res ? group * len : 0;
         if (FN_LIKELY(plain)) {
             int after = across.after = r + some < rows;
             NAME(rows_apply)(in, out, some, len, gamma, beta, &q, centred, stream, stream && !across.in ? &seams : NULL,

@@ -77,7 +77,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
     for (ptrdiff_t k = 0; k < s.count; k++) {
         for (ptrdiff_t i = 0, n, o = k * s.stride; i < s.len; i += n, o += n) {
             const S *r = res ? res + o : NULL;
-            ptrdiff_t ahead = i < most || k + 1 == s.count ? SOON : s.stride - most;
+            ptrdiff_t ahead = flags & FN_NEAR ? 0 : i < most || k + 1 == s.count ? SOON : s.stride - most;
             n = i < most ? most : s.len - i;
 #define BODY(r, near, has_res, relu) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, near, has_res, relu, ahead)
             if (GENERIC || !near) BODY(r, 0, r && relu, relu);
@@ -132,7 +132,7 @@ FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *d
             g[k] = GATED(q, i + k * LANES, LANES);                                                                       \
             z[k] = OUT(q, g[k], i + k * LANES, LANES);                                                                   \
         }                                                                                                                \
-        EACH_OF(along, k) {                                                                                              \
+        if (ahead) EACH_OF(along, k) {                                                                                   \
             fn_prefetch(x + i + k * LANES + ahead);                                                                      \
             fn_prefetch(dy + i + k * LANES + ahead);                                                                     \
         }                                                                                                                \

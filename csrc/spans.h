@@ -212,7 +212,7 @@ FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, 
     for (; i <= len - (along) * LANES; i += (along) * LANES) {                                                           \
         V z[AHEAD_OF_STORES];                                                                                            \
         EACH_OF(along, k) z[k] = OUT(v, i + k * LANES, LANES);                                                           \
-        EACH_OF(along, k) fn_prefetch(x + i + k * LANES + ahead);                                                        \
+        if (ahead) EACH_OF(along, k) fn_prefetch(x + i + k * LANES + ahead);                                             \
         EACH_OF(along, k) if (stream) STREAM(y + i + k * LANES, z[k]); else STORE(y + i + k * LANES, z[k]);              \
     }
     if (!GENERIC && !stream) WHOLE(AHEAD_OF_STORES)

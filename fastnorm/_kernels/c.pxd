@@ -41,7 +41,7 @@ cdef extern from "fastnorm.h" nogil:
         double least, most
     ctypedef struct fn_spans:
         Py_ssize_t len, count, stride
-    enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH, FN_SINGLE, FN_FAR
+    enum: FN_RELU, FN_STREAM, FN_LEAVE, FN_FRESH, FN_SINGLE, FN_FAR, FN_NEAR, FN_NEXT
     enum: FN_CHUNK
     enum: FN_F32, FN_F64, FN_F16, FN_BF16
     enum: FN_BASELINE, FN_AVX2, FN_AVX512, FN_AVX512_WIDE, FN_NEON, FN_LEVELS
@@ -124,6 +124,8 @@ cdef extern from "fastnorm.h" nogil:
     void fn_merge(fn_moments *a, const fn_moments *b) noexcept
     const fn_ops *fn_table(int level) noexcept
     int fn_best_level() noexcept
+    Py_ssize_t fn_l2_bytes() noexcept
+    int fn_fetches_next() noexcept
 
 cdef extern from "scalar.h" nogil:
     ctypedef struct fn_dd:

@@ -6,7 +6,14 @@ cdef const fn_ops *ops_for(int dtype) noexcept nogil
 # How many threads a piece of work over `elements` elements is worth. A loop opens no parallel region for one thread: libgomp
 # makes a team and a system call for it all the same, 0.6 µs, which is as much as a small call takes.
 cdef int threads_for(Py_ssize_t elements) noexcept nogil
-# Whether an output of `nbytes` should go past the cache.
-cdef int streams(Py_ssize_t nbytes) noexcept nogil
+# What arrays of so many bytes ask of a kernel: FN_STREAM where the output goes past the cache; FN_NEAR where all of it lies in L2, and
+# nothing need be fetched; else FN_NEXT, if it pays on this machine to fetch what comes next while results are written.
+cdef int memory_flags(Py_ssize_t nbytes) noexcept nogil
+# Of the cache that one core has.
+cdef Py_ssize_t l2_bytes() noexcept nogil
+# Whether a call takes a few microseconds at most, for which other Python threads can wait: to let go of the GIL and take it back costs
+# a small one a tenth of its time.
+cdef inline bint is_brief(Py_ssize_t elements) noexcept nogil:
+    return elements <= 8192
 # A new array of x's shape, dtype and layout, from the cache of released outputs if it is large; its elements are not set.
 cdef cnp.ndarray fresh(cnp.ndarray x)

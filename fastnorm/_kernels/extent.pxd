@@ -1,11 +1,13 @@
 """Spans of memory that a statistic owns: where they lie, and how they are cut into slots and blocks. For spans.pyx."""
 
-from fastnorm._kernels.c cimport FN_LEAVE, FN_STREAM, fn_grad, fn_norm, fn_spans
+from fastnorm._kernels.c cimport FN_LEAVE, FN_NEXT, FN_STREAM, fn_grad, fn_norm, fn_spans
+from fastnorm._kernels.core cimport l2_bytes
 from fastnorm._kernels.job cimport Job, ceil_div, least
 
 cdef enum:
     SLOT = 65536  # elements behind one partial result: 256 KB of float32, some 20 µs of work
     NEAR_BYTES = 8192  # a statistic's data, y beside it, and the next one's are in L1
+    SOON_BYTES = 8192  # how far ahead a walk that goes on is fetched, as by csrc/spans.h
     BESIDE = 8  # statistics
     BESIDE_BYTES = 4096  # of each: all of them are in L1
 
@@ -62,6 +64,14 @@ cdef inline Extent extent_of(const Job *job) noexcept nogil:
 # Whether the channels of a statistic are done in one call.
 cdef inline bint in_one_call(const Job *job, const Extent *e) noexcept nogil:
     return e.channels > 1 and e.channel_slots == 1 and job.residual == NULL and not job.flags & FN_STREAM
+
+
+# How far ahead of what is written x (and dy) are fetched: by a statistic; where that does not pay, as far as the walk will soon be, if
+# what was read before did not stay in L2; else not at all.
+cdef inline Py_ssize_t ahead_of(const Job *job, const Extent *e) noexcept nogil:
+    if job.flags & FN_NEXT:
+        return e.step
+    return SOON_BYTES // job.ops.itemsize if e.all.len * e.all.count * job.ops.itemsize > l2_bytes() // 4 else 0
 
 
 # Are statistics reduced eight at a time, with their roots and divisions in vectors?

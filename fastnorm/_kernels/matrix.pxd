@@ -1,6 +1,6 @@
 """A matrix of columns: how it is cut into tiles and bands, and the memory that a piece needs. For columns.pyx."""
 
-from fastnorm._kernels.c cimport FN_FAR, fn_grads, fn_norms, fn_planes
+from fastnorm._kernels.c cimport FN_FAR, FN_NEAR, fn_grads, fn_norms, fn_planes
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport Job, ceil_div, element_count, least, most, place_among, planes_of
 
@@ -63,7 +63,7 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
 
 # How the primitives that form sums are told whether their data lie beyond the cache.
 cdef inline int far(const Job *job) noexcept nogil:
-    return FN_FAR if element_count(job) * job.ops.itemsize >= FAR_BYTES else 0
+    return FN_FAR if element_count(job) * job.ops.itemsize >= FAR_BYTES else job.flags & FN_NEAR
 
 
 # Are whole tiles shared out evenly enough? If not, the threads share bands.

@@ -15,7 +15,7 @@ from fastnorm._kernels.c cimport (
 )
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.extent cimport (
-    BESIDE, NEAR_BYTES, Before, Extent, block_size, extent_of, flags_of, grad_before, in_one_call, many, norm_before, side_by_side,
+    BESIDE, NEAR_BYTES, Before, Extent, ahead_of, block_size, extent_of, flags_of, grad_before, in_one_call, many, norm_before, side_by_side,
     slot,
 )
 from fastnorm._kernels.job cimport (
@@ -82,13 +82,13 @@ cdef void normalize_statistic(const Job *job, const Extent *e, Py_ssize_t i, Bef
     cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
     cdef fn_channels channels = channels_of(job, first, e.channels)
     if in_one_call(job, e):
-        job.ops.group_affine(job.x + o, job.y + o, &channels, &shared, job.flags, e.step)
+        job.ops.group_affine(job.x + o, job.y + o, &channels, &shared, job.flags, ahead_of(job, e))
         return
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = channel_norm(job, &shared, first + k)
         b.left = job.ops.affine(job.x + o, at(job.residual, o), job.y + o, e.channel, &p,
-                                flags_of(job, e, more or k + 1 < e.channels), e.step, norm_before(b))
+                                flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e), norm_before(b))
         if b.left:
             b.norm = p
 
@@ -206,14 +206,14 @@ cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_s
     total = weigh(job, channel, e.channels, sums + first)
     g = grad_of(job, i, channel, statistic_size(job), &total)
     if in_one_call(job, e):
-        job.ops.group_grad_apply(job.dy + o, job.x + o, job.y + o, &channels, &shared, &g, job.flags, e.step)
+        job.ops.group_grad_apply(job.dy + o, job.x + o, job.y + o, &channels, &shared, &g, job.flags, ahead_of(job, e))
         return
     for k in range(e.channels):
         o = (i * e.step + k * job.post) * job.ops.itemsize
         p = channel_norm(job, &shared, channel + k)
         g.a = p.scale  # b and c are the statistic's
         b.left = job.ops.grad_apply(job.dy + o, job.x + o, at(job.residual, o), job.y + o, <char *> at(job.dresidual, o),
-                                    e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), e.step,
+                                    e.channel, &p, &g, flags_of(job, e, more or k + 1 < e.channels), ahead_of(job, e),
                                     norm_before(b), grad_before(b))
         if b.left:
             b.norm, b.grad = p, g
@@ -287,7 +287,7 @@ cdef void combine_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ss
         o = (unit // e.channels * e.step + unit % e.channels * job.post) * job.ops.itemsize
         p = norm_of(job, unit // e.channels, unit % job.c, statistic_size(job))
         b.left = job.ops.grad_apply(job.dy + o, job.x + o, NULL, job.y + o, NULL, e.channel, &p, g + unit,
-                                    flags_of(job, e, unit + 1 < last), e.step, norm_before(&b), grad_before(&b))
+                                    flags_of(job, e, unit + 1 < last), ahead_of(job, e), norm_before(&b), grad_before(&b))
         if b.left:
             b.norm, b.grad = p, g[unit]
     job.ops.fence()

@@ -9,8 +9,8 @@ from libc.math cimport NAN
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastnorm._kernels.c cimport FN_RELU, FN_STREAM
-from fastnorm._kernels.core cimport fresh, ops_for, streams
+from fastnorm._kernels.c cimport FN_RELU
+from fastnorm._kernels.core cimport fresh, is_brief, memory_flags, ops_for
 from fastnorm._kernels.job cimport element_count, statistic_count
 from fastnorm._kernels.norm cimport norm_backward, norm_forward
 from fastnorm.functional._check cimport (
@@ -133,10 +133,12 @@ cdef object run(ChannelContext ctx, object out, bint keep):
     y = output(out, ctx.x, ctx._x, ctx.dtype)
     if element_count(&job) > 0:
         job.y = <char *> cnp.PyArray_DATA(y)
-        if streams(cnp.PyArray_NBYTES(y)):
-            job.flags |= FN_STREAM
-        with nogil:
+        job.flags |= memory_flags(cnp.PyArray_NBYTES(y))
+        if is_brief(element_count(&job)):
             failed = norm_forward(&job)
+        else:
+            with nogil:
+                failed = norm_forward(&job)
         if failed:
             raise MemoryError(f"{ctx.op}: no memory for partial results")
     elif not job.given:
@@ -178,10 +180,12 @@ cdef object give_back(ChannelContext ctx, object dy, object out):
             job.y = <char *> cnp.PyArray_DATA(dx)
             if dresidual is not None and dresidual is not dy:
                 job.dresidual = <char *> cnp.PyArray_DATA(dresidual)
-            if streams(cnp.PyArray_NBYTES(dx)):
-                job.flags |= FN_STREAM
-            with nogil:
+            job.flags |= memory_flags(cnp.PyArray_NBYTES(dx))
+            if is_brief(element_count(&job)):
                 failed = norm_backward(&job)
+            else:
+                with nogil:
+                    failed = norm_backward(&job)
             if failed:
                 raise MemoryError(f"{ctx.op}: no memory for partial results")
         dweight = vector(sums, c, ctx.dtype) if ctx.has_weight else None

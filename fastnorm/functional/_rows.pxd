@@ -13,7 +13,7 @@ cdef class RowsContext:
     cdef double *memory
     cdef int dtype
     cdef bint has_residual
-    cdef object lead  # the shape of the statistics
+    cdef int lead  # the axes of the statistics: x's first ones
     cdef object statistic(self, const double *values)
 
 cdef tuple forward(str op, object x, object normalized_shape, object weight, object bias, object eps, object residual,

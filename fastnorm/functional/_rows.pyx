@@ -4,7 +4,7 @@ import numpy as np
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport FN_F32, FN_F64, FN_STREAM
-from fastnorm._kernels.core cimport fresh, ops_for, streams
+from fastnorm._kernels.core cimport fresh, is_brief, memory_flags, ops_for
 from fastnorm._kernels.rows cimport rows_backward, rows_forward
 from fastnorm.functional._check cimport apart, dtype_of, eps_of, like, named, output, parameter_dtype
 from fastnorm._types import NormGrads, ResidualNormGrads
@@ -30,7 +30,7 @@ cdef class RowsContext:
         cdef double[::1] view = a
         for i in range(self.job.rows):
             view[i] = values[i]
-        return a.reshape(self.lead)
+        return a.reshape(self.x.shape[:self.lead]) if self.job.rows > 0 else a
 
     @property
     def mean(self):
@@ -43,34 +43,49 @@ cdef class RowsContext:
         return self.statistic(self.job.rstd)
 
 
-cdef cnp.ndarray row_parameter(object p, str name, tuple shape, int dtype):
-    """A parameter as a contiguous vector of the arithmetic type: itself where it is one."""
-    cdef int code = parameter_dtype(p, name, dtype)
-    if p.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, as normalized_shape, got {p.shape}")
-    if code == (FN_F64 if dtype == FN_F64 else FN_F32) and cnp.PyArray_IS_C_CONTIGUOUS(p) and cnp.PyArray_ISALIGNED(p):
-        return p
-    return np.require(p, np.float64 if dtype == FN_F64 else np.float32, ["C", "A"])
-
-
-cdef tuple shape_of(object normalized_shape, tuple shape):
-    """normalized_shape as a tuple, which x's last axes must equal."""
-    cdef tuple n
-    if type(normalized_shape) is int and len(shape) > 0 and <object> shape[len(shape) - 1] == normalized_shape:
-        return shape[len(shape) - 1:]
+cdef tuple indices(object normalized_shape):
+    """normalized_shape as a tuple of int."""
     if isinstance(normalized_shape, (str, bytes)) or isinstance(normalized_shape, bool):
         raise TypeError(f"normalized_shape: expected an integer or a sequence of them, got {normalized_shape!r}")
     if hasattr(normalized_shape, "__index__"):
-        n = (normalized_shape.__index__(),)
-    else:
-        try:
-            n = tuple([k.__index__() for k in normalized_shape])
-        except (AttributeError, TypeError):
-            raise TypeError("normalized_shape: expected an integer or a sequence of them, "
-                            f"got {normalized_shape!r}") from None
-    if len(n) == 0 or len(n) > len(shape) or shape[len(shape) - len(n):] != n:
-        raise ValueError(f"normalized_shape: expected the last axes of x, whose shape is {shape}, got {n}")
-    return n
+        return (normalized_shape.__index__(),)
+    try:
+        return tuple([k.__index__() for k in normalized_shape])
+    except (AttributeError, TypeError):
+        raise TypeError("normalized_shape: expected an integer or a sequence of them, "
+                        f"got {normalized_shape!r}") from None
+
+
+cdef bint are_ints(object t) noexcept:
+    if type(t) is not tuple:
+        return False
+    for k in <tuple> t:
+        if type(k) is not int:
+            return False
+    return True
+
+
+cdef int trailing(object normalized_shape, cnp.ndarray x) except -1:
+    """How many axes normalized_shape has, which must equal x's last ones. No tuple is made of x's shape: that took a tenth of a
+    small call."""
+    cdef tuple n = <tuple> normalized_shape if are_ints(normalized_shape) else indices(normalized_shape)
+    cdef int k, count = len(n), first = cnp.PyArray_NDIM(x) - count
+    cdef bint equal = count > 0 and first >= 0
+    for k in range(count if equal else 0):
+        equal = equal and n[k] == cnp.PyArray_DIM(x, first + k)
+    if not equal:
+        raise ValueError(f"normalized_shape: expected the last axes of x, whose shape is {(<object> x).shape}, got {n}")
+    return count
+
+
+cdef cnp.ndarray row_parameter(object p, str name, cnp.ndarray x, int axes, int dtype):
+    """A parameter of the shape of x's last axes as a contiguous vector of the arithmetic type: itself where it is one."""
+    cdef int code = parameter_dtype(p, name, dtype), first = cnp.PyArray_NDIM(x) - axes
+    if cnp.PyArray_NDIM(p) != axes or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(p), cnp.PyArray_DIMS(x) + first, axes):
+        raise ValueError(f"{name}: expected shape {(<object> x).shape[first:]}, as normalized_shape, got {p.shape}")
+    if code == (FN_F64 if dtype == FN_F64 else FN_F32) and cnp.PyArray_IS_C_CONTIGUOUS(p) and cnp.PyArray_ISALIGNED(p):
+        return p
+    return np.require(p, np.float64 if dtype == FN_F64 else np.float32, ["C", "A"])
 
 
 cdef tuple forward(str op, object x, object normalized_shape, object weight, object bias, object eps, object residual,
@@ -80,14 +95,14 @@ cdef tuple forward(str op, object x, object normalized_shape, object weight, obj
     cdef int failed = 0, centred = op == "layer_norm"
     cdef cnp.ndarray work, r
     cdef cnp.ndarray total = None
-    cdef tuple shape
+    cdef int axes
     cdef Py_ssize_t size, len_, k
     ctx.op, ctx.x, ctx.weight = op, x, weight
     ctx.dtype = dtype_of(x, "x")
-    shape = shape_of(normalized_shape, x.shape)
+    axes = trailing(normalized_shape, x)
     work = x if cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_ISALIGNED(x) else cnp.PyArray_NewCopy(x, cnp.NPY_CORDER)
     len_ = 1
-    for k in range(cnp.PyArray_NDIM(x) - len(shape), cnp.PyArray_NDIM(x)):
+    for k in range(cnp.PyArray_NDIM(x) - axes, cnp.PyArray_NDIM(x)):
         len_ *= cnp.PyArray_DIM(x, k)
     size = cnp.PyArray_SIZE(x)
     job.eps = eps_of(eps)
@@ -96,12 +111,12 @@ cdef tuple forward(str op, object x, object normalized_shape, object weight, obj
     job.len = len_
     job.rows = size // len_ if len_ > 0 else 0
     job.parameters = ops_for(FN_F64 if ctx.dtype == FN_F64 else FN_F32)
-    ctx.lead = x.shape[:cnp.PyArray_NDIM(x) - len(shape)] if size > 0 else (0,)
+    ctx.lead = cnp.PyArray_NDIM(x) - axes
     if weight is not None:
-        ctx._gamma = row_parameter(weight, "weight", shape, ctx.dtype)
+        ctx._gamma = row_parameter(weight, "weight", x, axes, ctx.dtype)
         job.gamma = <const char *> cnp.PyArray_DATA(ctx._gamma)
     if bias is not None:
-        ctx._beta = row_parameter(bias, "bias", shape, ctx.dtype)
+        ctx._beta = row_parameter(bias, "bias", x, axes, ctx.dtype)
         job.beta = <const char *> cnp.PyArray_DATA(ctx._beta)
     if residual is not None:
         r = like(residual, "residual", work, ctx.dtype)
@@ -129,10 +144,13 @@ cdef tuple forward(str op, object x, object normalized_shape, object weight, obj
         ctx.sum = total
     job.x = <const char *> cnp.PyArray_DATA(work)
     job.y = <char *> cnp.PyArray_DATA(y)
-    job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(y)) and (residual is None or keep) else 0
+    job.flags = memory_flags(cnp.PyArray_NBYTES(y)) & (-1 if residual is None or keep else ~FN_STREAM)
     if size > 0:
-        with nogil:
+        if is_brief(size):
             failed = rows_forward(job)
+        else:
+            with nogil:
+                failed = rows_forward(job)
         if failed:
             raise MemoryError(f"{op}: no memory for partial results")
     if out is not None and out is not y:
@@ -171,10 +189,13 @@ cdef object backward(RowsContext ctx, object dy, object out):
     job.x = <const char *> cnp.PyArray_DATA(ctx._x)
     job.dy = <const char *> cnp.PyArray_DATA(g)
     job.y = <char *> cnp.PyArray_DATA(dx)
-    job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(dx)) else 0
+    job.flags = memory_flags(cnp.PyArray_NBYTES(dx))
     if job.rows > 0:
-        with nogil:
+        if is_brief(job.rows * job.len):
             failed = rows_backward(&job)
+        else:
+            with nogil:
+                failed = rows_backward(&job)
         if failed:
             raise MemoryError(f"{ctx.op}: no memory for partial results")
     else:

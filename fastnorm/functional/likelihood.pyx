@@ -3,8 +3,8 @@ cimport numpy as cnp
 import numpy as np
 from libc.stdint cimport int64_t
 
-from fastnorm._kernels.c cimport FN_F64, FN_STREAM, fn_dd, fn_dd_add
-from fastnorm._kernels.core cimport fresh, ops_for, streams
+from fastnorm._kernels.c cimport FN_F64, fn_dd, fn_dd_add
+from fastnorm._kernels.core cimport fresh, memory_flags, ops_for
 from fastnorm._kernels.likelihood cimport (
     Likelihood, cross_entropy_grad_rows, cross_entropy_rows, softmax_grad_rows, softmax_rows,
 )
@@ -76,7 +76,7 @@ cdef tuple forward(str op, object x, object axis, object out):
     y = last(result, ctx.axis)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(y) and cnp.PyArray_ISALIGNED(y)
     if direct:
-        flags = FN_STREAM if streams(cnp.PyArray_NBYTES(y)) else 0
+        flags = memory_flags(cnp.PyArray_NBYTES(y))
     else:
         y = np.empty_like(work) if np.may_share_memory(work, x) else work  # a row is read before it is written
     len_ = cnp.PyArray_DIM(work, cnp.PyArray_NDIM(work) - 1)
@@ -111,7 +111,7 @@ cdef object backward(SoftmaxContext ctx, object dy, object out):
     dx = last(result, ctx.axis)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(dx)
     if direct:
-        flags = FN_STREAM if streams(cnp.PyArray_NBYTES(dx)) else 0
+        flags = memory_flags(cnp.PyArray_NBYTES(dx))
     else:
         dx = np.empty_like(g) if np.may_share_memory(g, dy) else g
     len_ = cnp.PyArray_DIM(y, cnp.PyArray_NDIM(y) - 1)

@@ -5,8 +5,8 @@ from cython.parallel cimport prange
 from libc.math cimport floor
 from libc.stdint cimport uint64_t
 
-from fastnorm._kernels.c cimport FN_CHUNK, FN_STREAM, fn_ops
-from fastnorm._kernels.core cimport ops_for, streams, threads_for
+from fastnorm._kernels.c cimport FN_CHUNK, fn_ops
+from fastnorm._kernels.core cimport memory_flags, ops_for, threads_for
 from fastnorm.functional._check cimport apart, dtype_of, fraction_of, output
 from fastnorm._types import InputGrad
 
@@ -128,7 +128,7 @@ cdef tuple forward(object x, object p, bint training, object seed, object out, b
         ctx.bits = np.empty((size + 63) // 64, np.uint64)
         bits = <uint64_t *> cnp.PyArray_DATA(ctx.bits)
     source, target = <const char *> cnp.PyArray_DATA(work), <char *> cnp.PyArray_DATA(y)
-    flags = FN_STREAM if streams(cnp.PyArray_NBYTES(y)) else 0
+    flags = memory_flags(cnp.PyArray_NBYTES(y))
     with nogil:
         drop(ops_for(ctx.dtype), source, target, bits, size, key, threshold, ctx.scale, flags)
     return finished(y, out, x), ctx
@@ -215,7 +215,7 @@ def dropout_backward(dy, ctx, *, out=None):
         return InputGrad(finished(dx, out, dy))
     size = cnp.PyArray_SIZE(work)
     source, target, bits = <const char *> cnp.PyArray_DATA(work), <char *> cnp.PyArray_DATA(dx), <const uint64_t *> cnp.PyArray_DATA(c.bits)
-    flags = FN_STREAM if streams(cnp.PyArray_NBYTES(dx)) else 0
+    flags = memory_flags(cnp.PyArray_NBYTES(dx))
     with nogil:
         pass_kept(ops_for(c.dtype), source, target, bits, size, c.scale, flags)
     return InputGrad(finished(dx, out, dy))

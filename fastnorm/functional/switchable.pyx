@@ -13,8 +13,8 @@ import numpy as np
 from libc.math cimport isfinite
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport FN_F64, FN_STREAM, fn_grad, fn_moments, fn_sums
-from fastnorm._kernels.core cimport ops_for, streams
+from fastnorm._kernels.c cimport FN_F64, fn_grad, fn_moments, fn_sums
+from fastnorm._kernels.core cimport memory_flags, ops_for
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.norm cimport norm_forward
 from fastnorm._kernels.spans cimport spans_combine, spans_moments, spans_sums
@@ -190,7 +190,7 @@ cdef object evaluate(ChannelContext ctx, object out, bint keep):
     apart(out, ctx.x, "x", not keep)
     y = output(out, ctx.x, ctx._x, ctx.dtype)
     job.y = <char *> cnp.PyArray_DATA(y)
-    job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(y)) else 0
+    job.flags = memory_flags(cnp.PyArray_NBYTES(y))
     with nogil:
         failed = norm_forward(&job)
     if failed:
@@ -302,8 +302,7 @@ cdef object backward(SwitchableContext s, object dy, object out):
     job.mean, job.mean_lo = &view[0], &view[n * c]
     job.dy = <const char *> cnp.PyArray_DATA(g)
     job.y = <char *> cnp.PyArray_DATA(dx)
-    if streams(cnp.PyArray_NBYTES(dx)):
-        job.flags |= FN_STREAM
+    job.flags |= memory_flags(cnp.PyArray_NBYTES(dx))
     sums = np.empty((n, c, 4))
     view = sums.reshape(-1)
     with nogil:

@@ -3,8 +3,7 @@ cimport numpy as cnp
 import numpy as np
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport FN_STREAM
-from fastnorm._kernels.core cimport fresh, ops_for, streams
+from fastnorm._kernels.core cimport fresh, memory_flags, ops_for
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.spans cimport spans_backward, spans_forward
 from fastnorm.functional._check cimport apart, axis_of, dtype_of, fetch, parameter_dtype, vector
@@ -70,7 +69,7 @@ cdef tuple forward(object v, object g, object dim):
     fetch(g.reshape(-1), code, ctx.memory + 4 * units)
     ctx.job.x = <const char *> cnp.PyArray_DATA(units_of_v)
     w = fresh(units_of_v)
-    ctx.job.flags = FN_STREAM if streams(cnp.PyArray_NBYTES(w)) else 0
+    ctx.job.flags = memory_flags(cnp.PyArray_NBYTES(w))
     if v.size == 0:
         for i in range(units):
             ctx.job.rstd[i] = np.inf  # ‖v‖ = 0
