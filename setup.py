@@ -89,7 +89,7 @@ def extensions():
         yield Extension(
             ".".join(path.with_suffix("").parts), [str(path)],
             include_dirs=["csrc", numpy.get_include()],
-            depends=["csrc/fastnorm.h"],
+            depends=["csrc/fastnorm.h", "csrc/scalar.h", "csrc/mix.h"],
             libraries=[] if sys.platform == "win32" else ["m"],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
         )

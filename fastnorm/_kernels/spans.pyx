@@ -15,8 +15,8 @@ from fastnorm._kernels.c cimport (
 )
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.extent cimport (
-    BESIDE, NEAR_BYTES, Before, Extent, ahead_of, block_size, extent_of, flags_of, grad_before, in_one_call, many, norm_before, side_by_side,
-    slot,
+    BESIDE, NEAR_BYTES, Before, Extent, ahead_of, block_size, extent_of, flags_of, grad_before, in_one_call, many, norm_before,
+    side_by_side, slot,
 )
 from fastnorm._kernels.job cimport (
     Job, at, add_parameter_gradients, ceil_div, channel_norm, channels_of, element_count, finish, grad_of, least, norm_of, shared_norm,

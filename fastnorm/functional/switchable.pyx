@@ -1,9 +1,7 @@
 """Switchable normalization (Luo et al. 2018, arXiv:1806.10779): instance, layer and batch moments, mixed.
 
-Design. One reduction gives the instance moments; everything after it is arithmetic on (N, C) arrays, here in NumPy. The mixed
-statistics are then given ones, as those of evaluation are. Means are handled as offsets δ from one of them, so that
-nothing cancels when the mean is large: mean = base + δ; and in pairs of doubles, because x - μ may be far smaller than the
-offsets that μ is mixed from.
+Design. One reduction gives the instance moments; everything after it is arithmetic on a number for each sample and channel
+(csrc/mix.h). The mixed statistics are then given ones, as those of evaluation are.
 
     μ_ln = mean_c(μ_in),  var_ln = mean_c(var_in) + var_c(μ_in), and likewise BN over the samples
     μ = Σ_k w_k·μ_k,  var = Σ_k u_k·var_k,  w = softmax(mean_logits), u = softmax(var_logits), k = IN, LN, BN
@@ -13,15 +11,33 @@ import numpy as np
 from libc.math cimport isfinite
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport FN_F64, fn_grad, fn_moments, fn_sums
+from fastnorm._kernels.c cimport FN_F64, fn_dd, fn_grad, fn_moments, fn_sums
 from fastnorm._kernels.core cimport memory_flags, ops_for
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.norm cimport norm_forward
 from fastnorm._kernels.spans cimport spans_combine, spans_moments, spans_sums
 from fastnorm.functional._channels cimport ChannelContext, check_out, check_running, prepare, run, update_running
-from fastnorm.functional._check cimport apart, dtype_of, fetch, like, output, parameter
-from fastnorm.functional._pairs import Pair, softmax
+from fastnorm.functional._check cimport apart, dtype_of, fetch, like, named, output, parameter, vector
+from fastnorm.functional._pairs import softmax
 from fastnorm._types import SwitchableNormGrads
+
+cdef extern from "mix.h" nogil:
+    ctypedef struct fn_mix:
+        Py_ssize_t n, c
+        double post
+        int training
+        fn_dd w[3]
+        fn_dd u[3]
+        double *mean
+        double *mean_lo
+        double *var
+        double *mean_bn
+        double *var_bn
+    enum: FN_MIX_ARRAYS
+    void fn_mix_place(fn_mix *m, double *memory)
+    void fn_mix_moments(fn_mix *m, double eps, double *mean, double *mean_lo, double *var, double *rstd)
+    void fn_mix_gradients(const fn_mix *m, const fn_sums *sums, const double *gamma, const double *rstd, double *room, fn_grad *g,
+                          double *dgamma, double *dbeta, double *dmean_logits, double *dvar_logits)
 
 cnp.import_array()
 
@@ -29,17 +45,24 @@ __all__ = ["switchable_norm", "switchable_norm_backward", "switchable_norm_forwa
 
 
 cdef class SwitchableContext:
-    """What the backward needs: a reference to x, and float64 arrays of statistics and weights."""
+    """What the backward needs: a reference to x, the weights, and the moments that were mixed."""
     cdef ChannelContext base
-    cdef readonly bint training
     cdef int copied_axis  # the channel axis, where x was copied; the copy is not kept
-    # (N, C) or broadcast to it: offsets of the three means from the instance means, the three variances, the weights.
-    cdef readonly object offsets, variances, mean_weights, var_weights, in_mean, in_mean_lo
+    cdef fn_mix mix
+    cdef double *memory
+
+    def __dealloc__(self):
+        free(self.memory)
 
     @property
     def x(self):
         """The input."""
         return self.base.x
+
+    @property
+    def training(self):
+        """Whether the batch's own moments were used."""
+        return bool(self.mix.training)
 
     @property
     def mean(self):
@@ -55,24 +78,20 @@ cdef class SwitchableContext:
         return f"<fastnorm switchable_norm context, x of shape {self.x.shape}>"
 
 
-cdef object weights_of(object logits, str name, int dtype):
-    """softmax of three logits, as Pairs; to a pair's digits for float64."""
+cdef int weights_of(object logits, str name, int dtype, fn_dd *to) except -1:
+    """softmax of three logits; to a pair's digits for float64."""
     cdef double values[3]
     cdef double weights[3]
+    cdef int k
     if logits is None:
         raise TypeError(f"{name}: expected an array of shape (3,), got None")
     fetch(logits, parameter(logits, name, 3, dtype), values)
     ops_for(FN_F64).softmax(values, weights, 1, 3, 0, 0, NULL)  # NumPy's exp differs between processors
+    for k in range(3):
+        to[k] = fn_dd(weights[k], 0)
     if dtype == FN_F64 and isfinite(values[0]) and isfinite(values[1]) and isfinite(values[2]):
-        return softmax([values[0], values[1], values[2]])
-    return [Pair(weights[0]), Pair(weights[1]), Pair(weights[2])]
-
-
-cdef int copy_in(object a, double *dst) except -1:
-    cdef Py_ssize_t i
-    cdef const double[::1] v = np.ascontiguousarray(a, dtype=np.float64).reshape(-1)
-    for i in range(v.shape[0]):
-        dst[i] = v[i]
+        for k, (hi, lo) in enumerate(softmax([values[0], values[1], values[2]])):
+            to[k] = fn_dd(hi, lo)
     return 0
 
 
@@ -80,11 +99,11 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
                    object bias, bint training, object momentum, object eps, object axis, object out, bint keep):
     cdef ChannelContext ctx
     cdef SwitchableContext s = SwitchableContext.__new__(SwitchableContext)
+    cdef fn_mix *mix = &s.mix
     cdef Py_ssize_t i, n, c
     cdef double step, size
     cdef int failed = 0, code
     cdef fn_moments *m
-    cdef double[:, ::1] lows
     dtype_of(x, "x")
     # The loops are those of instance norm over C-ordered samples; another order of the axes is copied once.
     ctx = prepare("switchable_norm", x, axis, 0, weight, bias, eps, None, None)
@@ -98,85 +117,45 @@ cdef tuple forward(object x, object mean_logits, object var_logits, object runni
     code = ctx.dtype
     n, c = ctx.job.n, ctx.job.c
     size = <double> (n * ctx.job.post)
-    s.base, s.training = ctx, training
-    mean_weights, var_weights = weights_of(mean_logits, "mean_logits", code), weights_of(var_logits, "var_logits", code)
-    s.mean_weights, s.var_weights = (np.array([float(w.hi) for w in weights]) for weights in (mean_weights, var_weights))
+    s.base = ctx
+    mix.n, mix.c, mix.post, mix.training = n, c, <double> ctx.job.post, training
+    weights_of(mean_logits, "mean_logits", code, mix.w)
+    weights_of(var_logits, "var_logits", code, mix.u)
     step = check_running(ctx, running_mean, running_var, momentum, training)
     if training and size == 1 and c > 0:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {x.shape}")
     check_out(out, weight, bias, running_mean, running_var)
-    for name, a in (("mean_logits", mean_logits), ("var_logits", var_logits)):
-        apart(out, a, name, False)
+    apart(out, mean_logits, "mean_logits", False)
+    apart(out, var_logits, "var_logits", False)
     if x.size == 0:
         return run(ctx, out, keep), s
 
     m = <fn_moments *> malloc(n * c * sizeof(fn_moments))
-    if m == NULL:
+    s.memory = <double *> malloc((FN_MIX_ARRAYS * n * c + n + 2 * c) * sizeof(double))
+    if m == NULL or s.memory == NULL:
+        free(m)
         raise MemoryError("switchable_norm: no memory for the statistics")
+    fn_mix_place(mix, s.memory)
     with nogil:
         failed = spans_moments(&ctx.job, m)
-    if failed:
-        free(m)
-        raise MemoryError("switchable_norm: no memory for partial results")
-    values = np.empty((3, n * c))
-    lows = values
-    for i in range(n * c):
-        lows[0, i], lows[1, i], lows[2, i] = m[i].mean, m[i].mean_lo, m[i].m2 / m[i].n
+    for i in range(n * c if not failed else 0):
+        mix.mean[i], mix.mean_lo[i], mix.var[i] = m[i].mean, m[i].mean_lo, m[i].m2 / m[i].n
     free(m)
-    s.in_mean, s.in_mean_lo, var_in = values.reshape(3, n, c)
-
-    with np.errstate(all="ignore"):  # NaN and Inf of the data spread to what shares their statistics, without a word
-        instance, base = Pair(s.in_mean, s.in_mean_lo), Pair(s.in_mean[0, 0])
-        delta = instance - base
-        delta_ln, var_ln = merged(delta, var_in, 1)
-        if training:
-            delta_bn, var_bn = merged(delta, var_in, 0)
-        else:
-            bn, var_bn = np.empty((1, c)), np.empty((1, c))
-            read_running(running_mean, bn)
-            read_running(running_var, var_bn)
-            delta_bn = Pair(bn) - base
-        offset_ln, offset_bn = delta_ln - delta, delta_bn - delta
-        s.offsets = (np.zeros((1, 1)), offset_ln.hi, offset_bn.hi)
-        s.variances = (var_in, var_ln, var_bn)
-        mean = instance + mean_weights[1] * offset_ln + mean_weights[2] * offset_bn
-        var = mix(s.var_weights, s.variances)
-        ctx.job.given = 1
-        copy_in(np.broadcast_to(mean.hi, (n, c)), ctx.job.mean)
-        copy_in(np.broadcast_to(mean.lo, (n, c)), ctx.job.mean_lo)
-        copy_in(np.broadcast_to(var, (n, c)), ctx.job.var)
-        copy_in(np.broadcast_to(1 / np.sqrt(var + ctx.job.eps), (n, c)), ctx.job.rstd)
-        if training and running_mean is not None:
-            batch = np.stack([(base + delta_bn).hi[0], np.broadcast_to(var_bn, (1, c))[0]])
+    if failed:
+        raise MemoryError("switchable_norm: no memory for partial results")
+    if not training:
+        fetch(running_mean, dtype_of(running_mean, "running_mean"), mix.mean_bn)
+        fetch(running_var, dtype_of(running_var, "running_var"), mix.var_bn)
+    ctx.job.given = 1
+    with nogil:
+        fn_mix_moments(mix, ctx.job.eps, ctx.job.mean, ctx.job.mean_lo, ctx.job.var, ctx.job.rstd)
     y = evaluate(ctx, out, keep)
     if s.copied_axis >= 0:
         ctx._x = None
     if training and running_mean is not None:
-        lows = batch
-        update_running(running_mean, step, &lows[0, 0], 1, c, 1)
-        update_running(running_var, step, &lows[1, 0], 1, c, size / (size - 1))
+        update_running(running_mean, step, mix.mean_bn, 1, c, 1)
+        update_running(running_var, step, mix.var_bn, 1, c, size / (size - 1))
     return y, s
-
-
-cdef object average(object a, int axis):
-    """The mean along an axis, kept. Contiguous there, so that NumPy adds pairwise and a long sum loses no digits."""
-    return np.expand_dims(np.ascontiguousarray(np.moveaxis(a, axis, -1)).mean(-1), axis)
-
-
-cdef tuple merged(object delta, object var, int axis):
-    """Mean and variance of the union along an axis: μ = mean(δ), mean(var) + mean((δ - μ)²)."""
-    mean = delta.mean(axis)
-    return mean, average(var + (delta - mean).hi ** 2, axis)
-
-
-cdef object mix(object weights, tuple parts):
-    return weights[0] * parts[0] + weights[1] * parts[1] + weights[2] * parts[2]
-
-
-cdef int read_running(object running, object into) except -1:
-    cdef double[:, ::1] v = into
-    fetch(running, dtype_of(running, "running"), &v[0, 0])
-    return 0
 
 
 cdef object channels_first(object x, int axis):
@@ -278,71 +257,46 @@ def switchable_norm_backward(dy, ctx, *, out=None):
 cdef object backward(SwitchableContext s, object dy, object out):
     cdef ChannelContext ctx = s.base
     cdef Job job = ctx.job
-    cdef Py_ssize_t n = job.n, c = job.c, i
+    cdef Py_ssize_t n = job.n, c = job.c
     cdef cnp.ndarray work = ctx._x if s.copied_axis < 0 else channels_first(ctx.x, s.copied_axis)
     cdef cnp.ndarray g = like(dy, "dy", work, ctx.dtype)
-    cdef double m = <double> job.post
-    cdef double[::1] view
-    cdef const double[:, ::1] first, second, third
-    cdef fn_grad *coefficients
+    cdef double[3] dmean_logits
+    cdef double[3] dvar_logits
+    cdef fn_sums *sums
+    cdef fn_grad *numbers
+    cdef double *room
     if out is not None:
         dtype_of(out, "out")
         apart(out, ctx.x, "x", False)
         apart(out, dy, "dy", True)
     dx = output(out, ctx.x, work, ctx.dtype)
     job.x = <const char *> cnp.PyArray_DATA(work)
-    compute = np.float64 if ctx.dtype == FN_F64 else np.float32
     if ctx.x.size == 0:
-        none = np.zeros(c, compute)
+        none = np.zeros(c, np.float64 if ctx.dtype == FN_F64 else np.float32)
         return SwitchableNormGrads(out if out is not None else dx, none if ctx.has_weight else None,
-                                   none.copy() if ctx.has_bias else None, np.zeros(3, compute), np.zeros(3, compute))
+                                   none.copy() if ctx.has_bias else None, np.zeros(3, none.dtype), np.zeros(3, none.dtype))
     # Sums about the instance means, which lie nearest the data.
-    means = np.concatenate([s.in_mean.reshape(-1), s.in_mean_lo.reshape(-1)])
-    view = means
-    job.mean, job.mean_lo = &view[0], &view[n * c]
+    job.mean, job.mean_lo = s.mix.mean, s.mix.mean_lo
     job.dy = <const char *> cnp.PyArray_DATA(g)
     job.y = <char *> cnp.PyArray_DATA(dx)
     job.flags |= memory_flags(cnp.PyArray_NBYTES(dx))
-    sums = np.empty((n, c, 4))
-    view = sums.reshape(-1)
-    with nogil:
-        spans_sums(&job, <fn_sums *> &view[0])
-    total, dot = sums[..., 0] + sums[..., 1], sums[..., 2] + sums[..., 3]
-
-    with np.errstate(all="ignore"):
-        w, u = s.mean_weights, s.var_weights
-        shift = mix(w, s.offsets)  # μ - μ_in
-        rstd = ctx.rstd
-        gamma = np.array([ctx.job.gamma[i] for i in range(c)]) if ctx.has_weight else np.ones(c)
-        dot_mixed = dot - shift * total  # Σdy·(x - μ)
-        dmu = -rstd * gamma * total
-        dvar = -0.5 * (rstd * rstd * rstd) * gamma * dot_mixed  # NumPy's power differs between processors
-        a = np.broadcast_to(gamma * rstd, (n, c))
-        b, k = 2 * u[0] * dvar / m, w[0] * dmu / m
-        shared = [(1, c)] + ([(0, n)] if s.training else [])
-        for part, (axis, count) in enumerate(shared, start=1):
-            of_mean = w[part] * dmu.sum(axis, keepdims=True) / (m * count)
-            of_var = 2 * u[part] * dvar.sum(axis, keepdims=True) / (m * count)
-            b = b + of_var
-            k = k + of_mean - of_var * s.offsets[part]  # x - μ_k = (x - μ_in) - (μ_k - μ_in)
-        var = mix(u, s.variances)
-        dmean_logits = np.array([w[part] * (dmu * (s.offsets[part] - shift)).sum() for part in range(3)])
-        dvar_logits = np.array([u[part] * (dvar * (s.variances[part] - var)).sum() for part in range(3)])
-        dweight = (dot_mixed * rstd).sum(0)
-        dbias = total.sum(0)
-
-    coefficients = <fn_grad *> malloc(n * c * sizeof(fn_grad))
-    if coefficients == NULL:
-        raise MemoryError("switchable_norm: no memory for the gradients")
-    first, second, third = (np.ascontiguousarray(np.broadcast_to(z, (n, c))) for z in (a, b, k))
-    for i in range(n * c):
-        coefficients[i].a, coefficients[i].b, coefficients[i].c = first[i // c, i % c], second[i // c, i % c], third[i // c, i % c]
-    with nogil:
-        spans_combine(&job, coefficients)
-    free(coefficients)
+    sums = <fn_sums *> malloc(n * c * sizeof(fn_sums))
+    numbers = <fn_grad *> malloc(n * c * sizeof(fn_grad))
+    room = <double *> malloc((2 * n * c + 2 * n + 4 * c) * sizeof(double))
+    try:
+        if sums == NULL or numbers == NULL or room == NULL:
+            raise MemoryError("switchable_norm: no memory for the gradients")
+        with nogil:
+            spans_sums(&job, sums)
+            fn_mix_gradients(&s.mix, sums, ctx.job.gamma, ctx.job.rstd, room + 2 * c, numbers, room, room + c, dmean_logits, dvar_logits)
+            spans_combine(&job, numbers)
+        dweight = vector(room, c, ctx.dtype) if ctx.has_weight else None
+        dbias = vector(room + c, c, ctx.dtype) if ctx.has_bias else None
+    finally:
+        free(sums)
+        free(numbers)
+        free(room)
     if out is not None and out is not dx:
         np.copyto(out, dx)
         dx = out
-    return SwitchableNormGrads(dx, dweight.astype(compute) if ctx.has_weight else None,
-                               dbias.astype(compute) if ctx.has_bias else None,
-                               dmean_logits.astype(compute), dvar_logits.astype(compute))
+    return named(SwitchableNormGrads, (dx, dweight, dbias, vector(dmean_logits, 3, ctx.dtype), vector(dvar_logits, 3, ctx.dtype)))
