@@ -250,8 +250,30 @@ cdef class CrossEntropyContext:
         return f"<fastnorm cross_entropy context, logits of shape {self.logits.shape}>"
 
 
+cdef cnp.ndarray plain_classes(cnp.ndarray targets, Py_ssize_t classes, object ignore_index):
+    """classes_of where it is simple: all targets are in range, and the numbers fit. Else None."""
+    cdef Py_ssize_t i
+    cdef int64_t ignored, t
+    cdef int64_t *to
+    if type(ignore_index) is not int or (<object> targets).dtype.kind == "u" and cnp.PyArray_ITEMSIZE(targets) == 8:
+        return None
+    if not -1 << 63 <= <object> ignore_index < <object> 1 << 63:
+        return None
+    ignored = ignore_index
+    cdef cnp.ndarray known = np.array(targets, np.int64, order="C")
+    to = <int64_t *> cnp.PyArray_DATA(known)
+    for i in range(cnp.PyArray_SIZE(known)):
+        t = to[i]
+        if t == ignored:
+            to[i] = -1
+        elif t < 0 or t >= classes:
+            return None
+    return known
+
+
 cdef cnp.ndarray classes_of(object targets, object logits, int axis, object ignore_index):
     """Targets as int64 in C order, -1 where they are ignored."""
+    cdef cnp.ndarray simple
     if not isinstance(targets, np.ndarray):
         raise TypeError(f"targets: expected an array of integer class indices, got {type(targets).__name__}")
     if targets.dtype.kind not in "iu":
@@ -260,6 +282,9 @@ cdef cnp.ndarray classes_of(object targets, object logits, int axis, object igno
     if targets.shape != expected:
         raise ValueError(f"targets: expected shape {expected}, the logits' without the class axis, got {targets.shape}")
     classes = logits.shape[axis]
+    simple = plain_classes(targets, classes, ignore_index)
+    if simple is not None:
+        return simple
     ignored = targets == ignore_index
     bad = ((targets < 0) | (targets >= classes)) & ~ignored
     if bad.any():
@@ -409,7 +434,11 @@ def cross_entropy_backward(dy, ctx, *, out=None):
         raise ValueError(f"dy: expected shape {expected} for reduction {c.reduction!r}, got {dy.shape}")
     if dy.dtype.kind not in "fiu" and dy.dtype.name != "bfloat16":
         raise TypeError(f"dy: expected real numbers, got {dy.dtype}")
-    cdef cnp.ndarray scale = np.array(np.broadcast_to(dy.astype(np.float64), c.shape), dtype=np.float64, order="C", copy=True)
+    cdef cnp.ndarray scale
+    if c.reduction == "none":
+        scale = np.array(dy, np.float64, order="C")
+    else:
+        scale = np.full(c.shape, dy, np.float64)
     if c.reduction == "mean":
         scale /= c.total if c.total != 0 else float("nan")
     if out is not None:
@@ -418,7 +447,7 @@ def cross_entropy_backward(dy, ctx, *, out=None):
     result = output(out, c.logits, c.logits, c.dtype)
     cdef cnp.ndarray rows = rows_last(c.logits, c.axis)
     c.job.x = <const char *> cnp.PyArray_DATA(rows)
-    dx = np.moveaxis(result, c.axis, -1)
+    dx = last(result, c.axis)
     direct = cnp.PyArray_IS_C_CONTIGUOUS(dx)
     if not direct:
         dx = np.empty_like(rows) if np.may_share_memory(rows, c.logits) else rows  # a row is read before it is written
@@ -427,5 +456,5 @@ def cross_entropy_backward(dy, ctx, *, out=None):
         with nogil:
             cross_entropy_grad_rows(&c.job, scales, target)
     if not direct:
-        np.copyto(np.moveaxis(result, c.axis, -1), dx)
+        np.copyto(last(result, c.axis), dx)
     return LogitsGrad(result)

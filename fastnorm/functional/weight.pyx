@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.core cimport fresh, memory_flags, ops_for
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.spans cimport spans_backward, spans_forward
-from fastnorm.functional._check cimport apart, axis_of, dtype_of, fetch, parameter_dtype, vector
+from fastnorm.functional._check cimport apart, axis_of, dtype_of, fetch, overlap, parameter_dtype, vector
 from fastnorm._types import WeightNormGrads
 
 cnp.import_array()
@@ -35,12 +35,17 @@ cdef class WeightContext:
         return np.array([1 / self.job.rstd[i] for i in range(self.job.c)])
 
 
+cdef object leading(object a, object axis):
+    """`a` with the units' axis in front: mostly it is."""
+    return a if axis is None or axis == 0 else np.moveaxis(a, axis, 0)
+
+
 cdef cnp.ndarray units_first(object a, object axis):
-    return np.ascontiguousarray(a if axis is None else np.moveaxis(a, axis, 0))
+    return np.ascontiguousarray(leading(a, axis))
 
 
-cdef object units_back(object rows, object axis, tuple shape):
-    return rows if axis is None else np.moveaxis(rows, 0, axis)
+cdef object units_back(object rows, object axis):
+    return rows if axis is None or axis == 0 else np.moveaxis(rows, 0, axis)
 
 
 cdef tuple forward(object v, object g, object dim):
@@ -53,7 +58,7 @@ cdef tuple forward(object v, object g, object dim):
     ctx.axis = None if dim is None else axis_of(dim, v.ndim, "dim")
     units = 1 if dim is None else v.shape[ctx.axis]
     code = parameter_dtype(g, "g", ctx.dtype)
-    wide = tuple([n if k == ctx.axis else 1 for k, n in enumerate(v.shape)])
+    wide = (1,) * v.ndim if dim is None else (1,) * ctx.axis + (units,) + (1,) * (v.ndim - ctx.axis - 1)
     if g.shape != wide and g.shape != ((units,) if dim is not None else ()):
         raise ValueError(f"g: expected shape {wide}, got {g.shape}")
     units_of_v = units_first(v, ctx.axis)
@@ -82,7 +87,7 @@ cdef tuple forward(object v, object g, object dim):
         for i in range(units):
             if ctx.job.var[i] == 0:
                 raise ValueError(f"v: expected a norm above zero, got zero at index {i} of dim {dim}")
-    return units_back(w, ctx.axis, v.shape), ctx
+    return units_back(w, ctx.axis), ctx
 
 
 def weight_norm(v, g, dim=0):
@@ -163,9 +168,9 @@ def weight_norm_backward(dw, ctx, *, out=None):
         apart(out, c.g, "g", False)
     units_of_v, rows = units_first(c.v, c.axis), units_first(dw, c.axis)
     # Straight to out where it lies in memory as the units do, and dw is not in the way.
-    place = None if out is None else out if c.axis is None else np.moveaxis(out, c.axis, 0)
-    straight = (place is not None and place.flags.c_contiguous and place.flags.aligned
-                and (out is dw or not np.may_share_memory(out, dw)))
+    place = None if out is None else leading(out, c.axis)
+    straight = (place is not None and cnp.PyArray_IS_C_CONTIGUOUS(place) and cnp.PyArray_ISALIGNED(place)
+                and (out is dw or not overlap(out, dw)))
     result = place if straight else fresh(rows)
     job.x = <const char *> cnp.PyArray_DATA(units_of_v)
     numbers = np.zeros(2 * job.c)
@@ -179,7 +184,7 @@ def weight_norm_backward(dw, ctx, *, out=None):
         if failed:
             raise MemoryError("weight_norm: no memory for the gradients")
     dg = vector(&sums[0], job.c, c.dtype).reshape(c.g.shape) if job.c > 0 else np.zeros(c.g.shape, c.g.dtype)
-    dv = units_back(result, c.axis, c.v.shape)
+    dv = units_back(result, c.axis)
     if out is not None:
         if not straight:
             np.copyto(out, dv)
