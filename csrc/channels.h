@@ -161,11 +161,22 @@ FN_OUTLINE void fn_slopes(fn_planes s, const double *gamma, const double *rstd, 
 
 FN_OUTLINE fn_sizes fn_sizes_of(const float *v, ptrdiff_t count) {
     vf large = vf_set1(1), small = vf_set1(-1), zero = vf_zero(); /* the least is the most of the negatives */
-    for (ptrdiff_t k = 0; k < count; k += 16) {
-        vf size = vf_size(count - k < 16 ? vf_load_n(v + k, count - k) : vf_load(v + k));
-        large = vf_at_least(large, size);
-        small = vf_at_least(small, vf_sub(zero, size));
+    vf more = large, less = small;                                /* every other vector's: each waits for the last one */
+#define LOOK(large, small, a)                                                                                            \
+    do {                                                                                                                 \
+        vf size = vf_size(a);                                                                                            \
+        large = vf_at_least(large, size);                                                                                \
+        small = vf_at_least(small, vf_sub(zero, size));                                                                  \
+    } while (0)
+    ptrdiff_t k = 0;
+    for (; k <= count - 32; k += 32) {
+        LOOK(large, small, vf_load(v + k));
+        LOOK(more, less, vf_load(v + k + 16));
     }
+    for (; k < count; k += 16) LOOK(large, small, count - k < 16 ? vf_load_n(v + k, count - k) : vf_load(v + k));
+#undef LOOK
+    large = vf_at_least(large, more);
+    small = vf_at_least(small, less);
     float a[16], b[16];
     fn_sizes r = {1, 1};
     vf_store(a, large);
