@@ -246,7 +246,7 @@ def test_normalized_shape(path: str, rng: np.random.Generator) -> None:
     n = call.x.shape[-1]
     for bad in ((), n + 1, (n, n), (1, *call.x.shape), -1, (n - 1,)):
         refused(call.fresh(normalized_shape=bad), ValueError, "normalized_shape")
-    for strange in (1.0 * n, "5", None, (1.0 * n,)):
+    for strange in (1.0 * n, "5", None, (1.0 * n,), np.ones(n), np.array(1.0 * n)):
         refused(call.fresh(normalized_shape=strange), TypeError, "normalized_shape")
 
 

@@ -76,6 +76,25 @@ PER_SPAN = 159  # 127: the loops over group norm's 512 channels, forward and bac
 PER_GROUP = 588  # 470: those kernels, for each channel of 64 halves
 STATISTICS = set("means centre are_near finish multiply slopes accumulate collapse blend are_plain fold".split())
 
+SMALL = """
+import numpy as np, fastnorm as fn
+x, one, logits, labels = np.ones((4, 4, 4), np.float32), np.ones(4, np.float32), np.ones(3, np.float32), np.zeros(4, np.int64)
+row, rows, g = np.ones((1, 64), np.float32), np.ones(64, np.float32), np.ones((4, 1, 1), np.float32)
+x[0], row[0, 0] = 2, 2
+calls = [
+    ("batch_norm", (x, one.copy(), one.copy(), one, one, True)), ("batch_norm", (x, one, one, one, one)),
+    ("layer_norm", (row, (64,), rows, rows)), ("rms_norm", (row, (64,), rows)), ("group_norm", (x, 2, one, one)),
+    ("instance_norm", (x, None, None, one, one)), ("switchable_norm", (x, logits, logits, one.copy(), one.copy(), one, one, True)),
+    ("weight_norm", (x, g)), ("softmax", (row,)), ("log_softmax", (row,)), ("cross_entropy", (x[0], labels)), ("dropout", (row,)),
+]
+calls = [(getattr(fn, name + "_forward"), getattr(fn, name + "_backward"), arguments) for name, arguments in calls]
+for _ in range(%d):
+    for forward, backward, arguments in calls:
+        y, ctx = forward(*arguments)
+        backward(y, ctx)
+"""
+PER_SMALL_CALL = 15400  # 12300: forward or backward, in the mean, Python's own included
+
 
 Counts = list[tuple[int, str, str]]  # (instructions, function, object file)
 
@@ -141,3 +160,16 @@ def test_instructions_per_channel_of_a_group(counts: Counts) -> None:
 def test_one_thread_opens_no_parallel_region(counts: Counts) -> None:
     """A region of one thread costs a team and a system call, as much as a small call takes."""
     assert not [function for _, function, _ in counts if "GOMP_parallel" in function or "kmpc_fork" in function]
+
+
+def test_instructions_of_a_small_call(tmp_path: Path) -> None:
+    """Checks, contexts and results of arrays so small that arithmetic hardly counts: the difference of two runs."""
+    if (
+        shutil.which("valgrind") is None
+        or shutil.which("callgrind_annotate") is None
+        or "avx2" not in core.available_isas()
+    ):
+        pytest.skip("needs valgrind and AVX2")
+    few, many = (sum(n for n, _, _ in count(SMALL % rounds, tmp_path / str(rounds))) for rounds in (20, 220))
+    per_call = (many - few) / 200 / 24
+    assert 0 < per_call <= PER_SMALL_CALL, f"{per_call:.0f} instructions per call"

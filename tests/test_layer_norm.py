@@ -110,7 +110,8 @@ def test_normalized_shape_may_be_a_number_or_a_list(rng: np.random.Generator) ->
     x = draw(rng, (3, 4, 5), np.float32)
     same_bits(fn.layer_norm(x, 5), fn.layer_norm(x, (5,)))
     same_bits(fn.layer_norm(x, [4, 5]), fn.layer_norm(x, (4, 5)))
-    same_bits(fn.layer_norm(x, np.int64(5)), fn.layer_norm(x, (5,)))
+    for alike in (np.int64(5), (np.int64(5),), [5], np.array([5]), (k for k in [5]), range(5, 6)):
+        same_bits(fn.layer_norm(x, alike), fn.layer_norm(x, (5,)))
 
 
 @every_dtype

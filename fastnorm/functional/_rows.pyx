@@ -47,9 +47,9 @@ cdef tuple indices(object normalized_shape):
     """normalized_shape as a tuple of int."""
     if isinstance(normalized_shape, (str, bytes)) or isinstance(normalized_shape, bool):
         raise TypeError(f"normalized_shape: expected an integer or a sequence of them, got {normalized_shape!r}")
-    if hasattr(normalized_shape, "__index__"):
-        return (normalized_shape.__index__(),)
     try:
+        if hasattr(normalized_shape, "__index__") and not getattr(normalized_shape, "shape", ()):
+            return (normalized_shape.__index__(),)
         return tuple([k.__index__() for k in normalized_shape])
     except (AttributeError, TypeError):
         raise TypeError("normalized_shape: expected an integer or a sequence of them, "

@@ -1,6 +1,7 @@
 """Inverted dropout (Srivastava et al. 2014) with counter-based random words (Philox; Salmon et al. 2011)."""
 cimport numpy as cnp
 import numpy as np
+import os
 from cython.parallel cimport prange
 from libc.math cimport floor
 from libc.stdint cimport uint64_t
@@ -111,7 +112,7 @@ cdef tuple forward(object x, object p, bint training, object seed, object out, b
             raise ValueError(f"seed: expected 0 <= seed < 2**64, got {seed!r}")
         key = seed.__index__()
     elif training:
-        key = int(np.random.default_rng().integers(1 << 64, dtype=np.uint64))
+        key = int.from_bytes(os.urandom(8), "little")
     ctx.shape, ctx.seed = x.shape, int(key)
     if out is not None:
         dtype_of(out, "out")
