@@ -43,9 +43,13 @@ FN_INLINE fn_dd fn_dd_times(fn_dd a, fn_dd b) {
     return fn_two_sum(p.hi, fn_low(fn_low(p.lo) + (a.hi * b.lo + a.lo * b.hi)));
 }
 
-/* Mean and variance of the union of `count` instances, `step` apart: the mean as its distance from the first one's. */
-FN_INLINE fn_dd fn_union(const double *mean, const double *mean_lo, const double *var, ptrdiff_t count, ptrdiff_t step, double *to_var) {
-    fn_dd sum = {0, 0}, square = {0, 0}, first = {mean[0], mean_lo[0]}, centre;
+/* Where distances are taken from: a mean nearby, or zero instead of an infinity, so that a sum of them is infinite and not NaN. */
+FN_INLINE fn_dd fn_origin(double mean, double mean_lo) { fn_dd o = {fn_low(mean), mean - mean == 0 ? mean_lo : 0}; return o; }
+
+/* Mean and variance of the union of `count` instances, `step` apart: the mean as its distance from `first`. */
+FN_INLINE fn_dd fn_union(const double *mean, const double *mean_lo, const double *var, ptrdiff_t count, ptrdiff_t step, fn_dd first,
+                         double *to_var) {
+    fn_dd sum = {0, 0}, square = {0, 0}, centre;
     for (ptrdiff_t i = 0; i < count; i++) {
         fn_dd one = {mean[i * step], mean_lo[i * step]};
         sum = fn_dd_add(sum, fn_dd_minus(one, first));
@@ -64,7 +68,7 @@ static void fn_mix_moments(fn_mix *m, double eps, double *mean, double *mean_lo,
     const ptrdiff_t n = m->n, c = m->c;
     for (ptrdiff_t i = 0; i < n; i++) {
         const double *hi = m->mean + i * c, *lo = m->mean_lo + i * c;
-        fn_dd first = {hi[0], lo[0]}, centre = fn_union(hi, lo, m->var + i * c, c, 1, m->var_ln + i);
+        fn_dd first = fn_origin(hi[0], lo[0]), centre = fn_union(hi, lo, m->var + i * c, c, 1, first, m->var_ln + i);
         for (ptrdiff_t k = 0; k < c; k++) {
             fn_dd one = {hi[k], lo[k]}, offset = fn_dd_minus(centre, fn_dd_minus(one, first)), mixed = fn_dd_times(m->w[1], offset);
             m->offset_ln[i * c + k] = offset.hi;
@@ -73,14 +77,13 @@ static void fn_mix_moments(fn_mix *m, double eps, double *mean, double *mean_lo,
         }
     }
     for (ptrdiff_t k = 0; k < c; k++) {
-        fn_dd first = {m->mean[k], m->mean_lo[k]}, centre;
+        fn_dd first = {0, 0}, centre = {0, 0}; /* given statistics are no sample's affair */
         if (m->training) {
-            centre = fn_union(m->mean + k, m->mean_lo + k, m->var + k, n, c, m->var_bn + k);
-            m->mean_bn[k] = fn_dd_add(first, centre).hi;
-        } else {
-            fn_dd given = {m->mean_bn[k], 0};
-            centre = fn_dd_minus(given, first);
-        }
+            first = fn_origin(m->mean[k], m->mean_lo[k]);
+            centre = fn_union(m->mean + k, m->mean_lo + k, m->var + k, n, c, first, m->var_bn + k);
+            fn_dd batch = fn_dd_add(first, centre);
+            m->mean_bn[k] = batch.hi + fn_low(batch.lo);
+        } else centre.hi = m->mean_bn[k];
         for (ptrdiff_t i = k; i < n * c; i += c) {
             fn_dd one = {m->mean[i], m->mean_lo[i]}, offset = fn_dd_minus(centre, fn_dd_minus(one, first)), of_ln = {mean[i], mean_lo[i]};
             fn_dd mixed = fn_dd_add(fn_dd_add(one, of_ln), fn_dd_times(m->w[2], offset));

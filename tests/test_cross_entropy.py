@@ -133,6 +133,14 @@ def test_every_target_ignored(reduction: str, rng: np.random.Generator) -> None:
     assert not call.backward(call.upstream(rng), ctx).dlogits.any()
 
 
+@pytest.mark.parametrize("strange", [np.arange(5), np.ones((3, 1), int), 1.0, None, "1"], ids=repr)
+def test_ignore_index_is_one_integer(strange: Any, rng: np.random.Generator) -> None:
+    """An array was once compared with every target, and the kernel ran over as many rows as came of it."""
+    call = problem(rng, (3, 7), 1, np.float32)
+    with pytest.raises(TypeError, match="ignore_index"):
+        call.replaced(ignore_index=strange).plain()
+
+
 def test_the_first_target_out_of_range_is_named(rng: np.random.Generator) -> None:
     logits = draw(rng, (4, 3, 5), np.float32)
     targets = np.zeros((4, 5), np.int64)

@@ -434,3 +434,17 @@ def test_errors_leave_running_statistics_alone(path: str, rng: np.random.Generat
     shared.arguments["running_var"] = shared.arguments["running_mean"]
     if call.arguments.get("training") or call.name == "instance_norm" and "use_input_stats" not in call.arguments:
         refused(shared, ValueError, "running_var")
+
+
+def test_statistics_of_no_elements_beyond_counting() -> None:
+    """Empty arrays may have 2⁶⁰ statistics."""
+    x = np.zeros((1 << 40, 1 << 20, 0), np.float32)
+    for call in (
+        lambda: fn.instance_norm(x),
+        lambda: fn.group_norm(x, 1 << 20),
+        lambda: fn.moments(x, 2),
+        lambda: fn.batch_norm(x.reshape(0, 1 << 58), training=True),
+        lambda: fn.weight_norm(x.reshape(1 << 60, 0), np.broadcast_to(np.float32(1), (1 << 60,))),
+    ):
+        with pytest.raises(MemoryError, match="statistics"):
+            call()

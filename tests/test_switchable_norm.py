@@ -6,6 +6,7 @@ memory, one-hot logits for the norms that it mixes.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import exact
@@ -177,3 +178,39 @@ def test_logits_are_softmax_invariant(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(shifted.plain(), y, 1e-13, 1e-13)
     grads = call.backward(rng.standard_normal(y.shape), ctx)
     assert abs(grads.dmean_logits.sum()) < 1e-11 and abs(grads.dvar_logits.sum()) < 1e-11
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("sample", [0, 2])
+@pytest.mark.parametrize("channel", [0, 1])
+def test_what_is_not_finite_stays_in_its_sample(
+    dtype: str, bad: float, sample: int, channel: int, rng: np.random.Generator
+) -> None:
+    """In evaluation samples share nothing."""
+    x, z = draw(rng, (3, 4, 5), np.dtype(dtype)), np.zeros(3, dtype)
+    x[sample, channel, 2] = bad
+    y, ctx = fn.switchable_norm_forward(x, z, z, np.zeros(4, dtype), np.ones(4, dtype))
+    dx = fn.switchable_norm_backward(draw(rng, x.shape, x.dtype), ctx).dx
+    others = [i for i in range(3) if i != sample]
+    assert np.isfinite(y[others]).all()
+    assert np.isfinite(dx[others]).all()
+    alone = fn.switchable_norm(x[others], z, z, np.zeros(4, dtype), np.ones(4, dtype))
+    same_bits(y[others], alone)
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+def test_an_infinite_batch_mean(sample: int) -> None:
+    x, z, mean, var = np.ones((3, 2, 2)), np.zeros(3), np.zeros(2), np.ones(2)
+    x[sample, 1, 0] = -np.inf
+    fn.switchable_norm(x, z, z, mean, var, training=True, momentum=1.0)
+    np.testing.assert_array_equal(mean, [1, -np.inf])
+
+
+def test_batch_means_that_cancel() -> None:
+    """The mean of instance means, to its own last digits."""
+    z, mean, var = np.zeros(3), np.zeros(1), np.ones(1)
+    x = np.array([-1.1, 0.3, 0.8]).reshape(3, 1, 1)
+    fn.switchable_norm(x, z, z, mean, var, training=True, momentum=1.0)
+    exact = float(sum(Fraction(v) for v in x.reshape(-1)) / 3)
+    np.testing.assert_allclose(mean, exact, 1e-15)

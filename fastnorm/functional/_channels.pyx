@@ -14,7 +14,7 @@ from fastnorm._kernels.core cimport fresh, is_brief, memory_flags, ops_for
 from fastnorm._kernels.job cimport element_count, statistic_count
 from fastnorm._kernels.norm cimport norm_backward, norm_forward
 from fastnorm.functional._check cimport (
-    Layout, activation_of, apart, axis_of, dense, dtype_of, eps_of, fetch, fraction_of, layout_of, like, named, output,
+    Layout, activation_of, apart, axis_of, countable, dense, dtype_of, eps_of, fetch, fraction_of, layout_of, like, named, output,
     overlap, parameter, vector,
 )
 from fastnorm._types import NormGrads, ResidualNormGrads
@@ -34,6 +34,8 @@ cdef class ChannelContext:
     cdef int reserve(self) except -1:
         """Memory for gamma, beta and the statistics: the only thing of theirs that is kept."""
         cdef Py_ssize_t count = statistic_count(&self.job), c = self.job.c
+        countable(count, self.op)
+        countable(c, self.op)
         self.memory = <double *> malloc((2 * c + 4 * count + 1) * sizeof(double))
         if self.memory == NULL:
             raise MemoryError(f"{self.op}: no memory for the statistics")

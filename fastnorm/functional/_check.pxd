@@ -12,6 +12,7 @@ cdef double fraction_of(object value, str name) except? -1
 cdef int activation_of(object activation) except -1
 cdef int parameter_dtype(object p, str name, int dtype) except -1
 cdef int parameter(object p, str name, Py_ssize_t size, int dtype) except -1
+cdef int countable(Py_ssize_t count, str op) except -1
 cdef cnp.ndarray dense(cnp.ndarray a, int first_axis_leads)
 cdef Layout layout_of(cnp.ndarray a, int axis, int samples_apart) noexcept
 cdef cnp.ndarray like(object a, str name, cnp.ndarray x, int dtype)

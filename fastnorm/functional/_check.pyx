@@ -121,6 +121,13 @@ cdef int parameter(object p, str name, Py_ssize_t size, int dtype) except -1:
     return code
 
 
+cdef int countable(Py_ssize_t count, str op) except -1:
+    """Refuse so many statistics or parameters (beside empty data there may be) that their bytes are beyond counting."""
+    if count >= <Py_ssize_t> 1 << 52:
+        raise MemoryError(f"{op}: no memory for {count} statistics")
+    return 0
+
+
 # ---- layouts ----
 
 cdef int _memory_order(cnp.ndarray a, int *order) noexcept:

@@ -10,7 +10,7 @@ from fastnorm._kernels.norm cimport norm_moments
 from fastnorm.functional._channels cimport (
     ChannelContext, check_out, check_running, give_back, prepare, run, update_running, use_running,
 )
-from fastnorm.functional._check cimport axis_of, dense, dtype_of, vector
+from fastnorm.functional._check cimport axis_of, countable, dense, dtype_of, vector
 
 cnp.import_array()
 
@@ -180,6 +180,7 @@ def moments(x, axis=None, *, ddof=0, keepdims=False):
         job.n, job.groups = m, 0
     else:
         job.post = m
+    countable(kept, "moments")
     cdef fn_moments *results = <fn_moments *> malloc((kept + 1) * sizeof(fn_moments))
     cdef double *values = <double *> malloc((2 * kept + 1) * sizeof(double))
     try:

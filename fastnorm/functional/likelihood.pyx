@@ -255,7 +255,7 @@ cdef cnp.ndarray plain_classes(cnp.ndarray targets, Py_ssize_t classes, object i
     cdef Py_ssize_t i
     cdef int64_t ignored, t
     cdef int64_t *to
-    if type(ignore_index) is not int or (<object> targets).dtype.kind == "u" and cnp.PyArray_ITEMSIZE(targets) == 8:
+    if (<object> targets).dtype.kind == "u" and cnp.PyArray_ITEMSIZE(targets) == 8:
         return None
     if not -1 << 63 <= <object> ignore_index < <object> 1 << 63:
         return None
@@ -281,6 +281,11 @@ cdef cnp.ndarray classes_of(object targets, object logits, int axis, object igno
     expected = logits.shape[:axis] + logits.shape[axis + 1:]
     if targets.shape != expected:
         raise ValueError(f"targets: expected shape {expected}, the logits' without the class axis, got {targets.shape}")
+    if type(ignore_index) is not int:
+        try:
+            ignore_index = ignore_index.__index__()
+        except (AttributeError, TypeError):
+            raise TypeError(f"ignore_index: expected an integer, got {type(ignore_index).__name__}") from None
     classes = logits.shape[axis]
     simple = plain_classes(targets, classes, ignore_index)
     if simple is not None:

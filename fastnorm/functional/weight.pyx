@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.core cimport fresh, memory_flags, ops_for
 from fastnorm._kernels.job cimport Job
 from fastnorm._kernels.spans cimport spans_backward, spans_forward
-from fastnorm.functional._check cimport apart, axis_of, dtype_of, fetch, overlap, parameter_dtype, vector
+from fastnorm.functional._check cimport apart, axis_of, countable, dtype_of, fetch, overlap, parameter_dtype, vector
 from fastnorm._types import WeightNormGrads
 
 cnp.import_array()
@@ -62,6 +62,7 @@ cdef tuple forward(object v, object g, object dim):
     if g.shape != wide and g.shape != ((units,) if dim is not None else ()):
         raise ValueError(f"g: expected shape {wide}, got {g.shape}")
     units_of_v = units_first(v, ctx.axis)
+    countable(units, "weight_norm")
     ctx.memory = <double *> malloc((5 * units + 1) * sizeof(double))
     if ctx.memory == NULL:
         raise MemoryError("weight_norm: no memory for the norms")
