@@ -19,6 +19,23 @@ FN_OUTLINE void fn_fold(const double *s, const double *lo, ptrdiff_t w, ptrdiff_
     })
 }
 
+/* To divide by numbers of elements: by a power of two, as sizes of batches are, that is a product with its inverse, to the last bit, and takes
+   a hundredth of the time ((128, 1024) 0.95 of it forward). */
+typedef struct { vd number, inverse; int is_power; } fn_divisor;
+FN_INLINE fn_divisor fn_divisor_of(double number) {
+    uint64_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    fn_divisor d = {vd_set1(number), vd_set1(1 / number), (bits & 0xfffffffffffff) == 0 && number >= 1 && number <= 0x1p64};
+    return d;
+}
+FN_INLINE vd vd_over(vd a, fn_divisor d) { return d.is_power ? vd_mul(a, d.inverse) : vd_div(a, d.number); }
+/* vdd_div */
+FN_INLINE fn_vdd vdd_over(fn_vdd a, fn_divisor d) {
+    vd lost, q = vd_over(vd_add(a.hi, a.lo), d), p = vd_product(q, d.number, &lost);
+    vd r = vd_over(vd_add(vd_sub(vd_sub(a.hi, p), lost), a.lo), d);
+    return vdd_two_sum(q, vd_finite(r));
+}
+
 /* ---- moments ---- */
 
 /* Σ of the first `whole` of n neighbours, a multiple of 8, and of what they lost (or NULL). */
@@ -59,8 +76,8 @@ FN_OUTLINE void fn_add_runs(const double *s, const double *lo, ptrdiff_t length,
 }
 
 FN_OUTLINE void fn_means(const double *sum, const double *sum_lo, double number, ptrdiff_t count, double *mean, double *mean_lo) {
-    vd m = vd_set1(number);
-    EACH_EIGHT(count, vdd_put(mean + k, mean_lo + k, vdd_div(vdd_at(sum + k, sum_lo + k, n), m), n);)
+    fn_divisor m = fn_divisor_of(number);
+    EACH_EIGHT(count, vdd_put(mean + k, mean_lo + k, vdd_over(vdd_at(sum + k, sum_lo + k, n), m), n);)
 }
 
 FN_OUTLINE int fn_centre(double *m2, const double *m2_lo, const double *sum, const double *sum_lo, const double *mean,
@@ -112,9 +129,10 @@ FN_OUTLINE void fn_pool_squares(const double *m2, const double *mean, const doub
 }
 
 FN_OUTLINE void fn_finish(const double *m2, double number, double eps, ptrdiff_t count, double *var, double *rstd) {
-    vd m = vd_set1(number), e = vd_set1(eps), one = vd_set1(1);
+    fn_divisor m = fn_divisor_of(number);
+    vd e = vd_set1(eps), one = vd_set1(1);
     EACH_EIGHT(count, {
-        vd v = vd_div(fn_at(m2 + k, n), m);
+        vd v = vd_over(fn_at(m2 + k, n), m);
         fn_put(var + k, v, n);
         fn_put(rstd + k, vd_div(one, vd_sqrt(vd_add(v, e))), n);
     })
@@ -150,12 +168,13 @@ FN_INLINE fn_vdd vdd_weighed(vd gamma, const double *x, const double *x_lo, ptrd
 }
 
 FN_OUTLINE void fn_slopes(fn_planes s, const double *gamma, const double *rstd, double number, ptrdiff_t count, double *b, double *c) {
-    vd m = vd_set1(number), zero = vd_zero(), one = vd_set1(1);
+    fn_divisor m = fn_divisor_of(number);
+    vd zero = vd_zero(), one = vd_set1(1);
     EACH_EIGHT(count, {
         vd g = gamma ? fn_at(gamma + k, n) : one, r = fn_at(rstd + k, n), minus = vd_sub(zero, r);
         fn_vdd sum = vdd_weighed(g, s.sum + k, s.sum_lo + k, n), dot = vdd_weighed(g, s.dot + k, s.dot_lo + k, n);
-        fn_put(b + k, vd_mul(minus, vd_mul(r, vd_div(vd_mul(r, vd_add(dot.hi, dot.lo)), m))), n);
-        fn_put(c + k, vd_div(vd_mul(minus, vd_add(sum.hi, sum.lo)), m), n);
+        fn_put(b + k, vd_mul(minus, vd_mul(r, vd_over(vd_mul(r, vd_add(dot.hi, dot.lo)), m))), n);
+        fn_put(c + k, vd_over(vd_mul(minus, vd_add(sum.hi, sum.lo)), m), n);
     })
 }
 
