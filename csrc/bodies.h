@@ -7,6 +7,7 @@
 #include "column_grads.h"
 #include "evaluation.h"
 #include "rows.h"
+#include "row_sums.h"
 #include "row_grads.h"
 #include "params.h"
 #ifndef WITHOUT_SOFTMAX

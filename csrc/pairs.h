@@ -30,9 +30,19 @@ FN_INLINE fn_vdd vdd_two_sum(vd a, vd b) {
 }
 FN_INLINE fn_vdd vdd_add_d(fn_vdd a, vd b) { fn_vdd s = vdd_two_sum(a.hi, b); s.lo = vd_add(s.lo, a.lo); return s; }
 FN_INLINE fn_vdd vdd_add(fn_vdd a, fn_vdd b) { fn_vdd s = vdd_two_sum(a.hi, b.hi); s.lo = vd_add(s.lo, vd_add(a.lo, b.lo)); return s; }
-FN_INLINE fn_vdd vdd_div(fn_vdd a, vd n) {
-    vd lost, q = vd_div(vd_add(a.hi, a.lo), n), p = vd_product(q, n, &lost);
-    vd r = vd_div(vd_add(vd_sub(vd_sub(a.hi, p), lost), a.lo), n);
+/* A number of elements to divide by. By a power of two, as sizes of batches are, that is a product with its inverse, to the last bit
+   ((128, 1024) takes 0.96 of the time forward). */
+typedef struct { vd number, inverse; int is_power; } fn_divisor;
+FN_INLINE fn_divisor fn_divisor_of(double number) {
+    uint64_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    fn_divisor d = {vd_set1(number), vd_set1(1 / number), (bits & 0xfffffffffffff) == 0 && number >= 1 && number <= 0x1p64};
+    return d;
+}
+FN_INLINE vd vd_over(vd a, fn_divisor n) { return n.is_power ? vd_mul(a, n.inverse) : vd_div(a, n.number); }
+FN_INLINE fn_vdd vdd_div(fn_vdd a, fn_divisor n) {
+    vd lost, q = vd_over(vd_add(a.hi, a.lo), n), p = vd_product(q, n.number, &lost);
+    vd r = vd_over(vd_add(vd_sub(vd_sub(a.hi, p), lost), a.lo), n);
     return vdd_two_sum(q, vd_finite(r));
 }
 /* Σx² - Σx·mean, and where it is known (scalar.h). */

@@ -255,7 +255,7 @@ FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int
         if (centred) {
             ACC_SUMS(sums + k, n, v->sum + k, lost);
             fn_vdd sum = {vd_load(v->sum + k), vd_first(vd_load(lost), n)};
-            mean = vdd_div(sum, vd_set1((double)len));
+            mean = vdd_div(sum, fn_divisor_of((double)len));
             m2 = sizeof(T) == 8 ? vdd_about(square, sum, mean) : vd_sub(square.hi, vd_mul(sum.hi, mean.hi));
         }
         vdd_put(v->mean + k, v->mean_lo + k, mean, FN_ROWS);

@@ -133,6 +133,17 @@ def test_every_target_ignored(reduction: str, rng: np.random.Generator) -> None:
     assert not call.backward(call.upstream(rng), ctx).dlogits.any()
 
 
+def test_ignore_index_at_the_ends_of_the_types() -> None:
+    """What int64 cannot hold is neither ignored by mistake nor taken for a class."""
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    expected = fn.cross_entropy(x, np.array([0, 1, -100]))
+    for kind, index in ((np.uint64, 2**64 - 1), (np.uint64, 2**63), (np.int64, -(2**63)), (np.int64, 2**63 - 1)):
+        same_bits(fn.cross_entropy(x, np.array([0, 1, index], kind), ignore_index=index), expected)
+    for kind, target, index in ((np.uint64, 2**64 - 100, -100), (np.int64, -100, 2**64 - 100), (np.int64, 4, 2**70)):
+        with pytest.raises(ValueError, match=f"got {target} at index 2"):
+            fn.cross_entropy(x, np.array([0, 1, target], kind), ignore_index=index)
+
+
 @pytest.mark.parametrize("strange", [np.arange(5), np.ones((3, 1), int), 1.0, None, "1"], ids=repr)
 def test_ignore_index_is_one_integer(strange: Any, rng: np.random.Generator) -> None:
     """An array was once compared with every target, and the kernel ran over as many rows as came of it."""

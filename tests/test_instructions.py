@@ -100,11 +100,15 @@ Counts = list[tuple[int, str, str]]  # (instructions, function, object file)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counts]:
+def valgrind() -> None:
     if shutil.which("valgrind") is None or shutil.which("callgrind_annotate") is None:
         pytest.skip("needs valgrind")
     if "avx2" not in core.available_isas():
         pytest.skip("the bounds are for AVX2")
+
+
+@pytest.fixture(scope="module")
+def runs(valgrind: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counts]:
     folder = tmp_path_factory.mktemp("callgrind")
     return {name: count(SCRIPT + run, folder / name) for name, run in RUNS.items()}
 
@@ -162,14 +166,8 @@ def test_one_thread_opens_no_parallel_region(counts: Counts) -> None:
     assert not [function for _, function, _ in counts if "GOMP_parallel" in function or "kmpc_fork" in function]
 
 
-def test_instructions_of_a_small_call(tmp_path: Path) -> None:
+def test_instructions_of_a_small_call(valgrind: None, tmp_path: Path) -> None:
     """Checks, contexts and results of arrays so small that arithmetic hardly counts: the difference of two runs."""
-    if (
-        shutil.which("valgrind") is None
-        or shutil.which("callgrind_annotate") is None
-        or "avx2" not in core.available_isas()
-    ):
-        pytest.skip("needs valgrind and AVX2")
     few, many = (sum(n for n, _, _ in count(SMALL % rounds, tmp_path / str(rounds))) for rounds in (20, 220))
     per_call = (many - few) / 200 / 24
     assert 0 < per_call <= PER_SMALL_CALL, f"{per_call:.0f} instructions per call"

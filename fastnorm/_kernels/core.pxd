@@ -11,9 +11,5 @@ cdef int threads_for(Py_ssize_t elements) noexcept nogil
 cdef int memory_flags(Py_ssize_t nbytes) noexcept nogil
 # Of the cache that one core has.
 cdef Py_ssize_t l2_bytes() noexcept nogil
-# Whether a call takes a few microseconds at most, for which other Python threads can wait: to let go of the GIL and take it back costs
-# a small one a tenth of its time.
-cdef inline bint is_brief(Py_ssize_t elements) noexcept nogil:
-    return elements <= 8192
 # A new array of x's shape, dtype and layout, from the cache of released outputs if it is large; its elements are not set.
 cdef cnp.ndarray fresh(cnp.ndarray x)

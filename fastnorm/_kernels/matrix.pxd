@@ -61,8 +61,8 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     return a
 
 
-# How the primitives that form sums are told whether their data lie beyond the cache.
-cdef inline int far(const Job *job) noexcept nogil:
+# How the primitives that form sums are told where their data lie: beyond the cache, in L2, or between.
+cdef inline int distance(const Job *job) noexcept nogil:
     return FN_FAR if element_count(job) * job.ops.itemsize >= FAR_BYTES else job.flags & FN_NEAR
 
 

@@ -10,7 +10,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastnorm._kernels.c cimport FN_RELU
-from fastnorm._kernels.core cimport fresh, is_brief, memory_flags, ops_for
+from fastnorm._kernels.core cimport fresh, memory_flags, ops_for
 from fastnorm._kernels.job cimport element_count, statistic_count
 from fastnorm._kernels.norm cimport norm_backward, norm_forward
 from fastnorm.functional._check cimport (
@@ -136,11 +136,8 @@ cdef object run(ChannelContext ctx, object out, bint keep):
     if element_count(&job) > 0:
         job.y = <char *> cnp.PyArray_DATA(y)
         job.flags |= memory_flags(cnp.PyArray_NBYTES(y))
-        if is_brief(element_count(&job)):
+        with nogil:
             failed = norm_forward(&job)
-        else:
-            with nogil:
-                failed = norm_forward(&job)
         if failed:
             raise MemoryError(f"{ctx.op}: no memory for partial results")
     elif not job.given:
@@ -183,11 +180,8 @@ cdef object give_back(ChannelContext ctx, object dy, object out):
             if dresidual is not None and dresidual is not dy:
                 job.dresidual = <char *> cnp.PyArray_DATA(dresidual)
             job.flags |= memory_flags(cnp.PyArray_NBYTES(dx))
-            if is_brief(element_count(&job)):
+            with nogil:
                 failed = norm_backward(&job)
-            else:
-                with nogil:
-                    failed = norm_backward(&job)
             if failed:
                 raise MemoryError(f"{ctx.op}: no memory for partial results")
         dweight = vector(sums, c, ctx.dtype) if ctx.has_weight else None

@@ -4,7 +4,7 @@ import numpy as np
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.c cimport FN_F32, FN_F64, FN_STREAM
-from fastnorm._kernels.core cimport fresh, is_brief, memory_flags, ops_for
+from fastnorm._kernels.core cimport fresh, memory_flags, ops_for
 from fastnorm._kernels.rows cimport rows_backward, rows_forward
 from fastnorm.functional._check cimport apart, dtype_of, eps_of, like, named, output, parameter_dtype
 from fastnorm._types import NormGrads, ResidualNormGrads
@@ -56,7 +56,7 @@ cdef tuple indices(object normalized_shape):
                         f"got {normalized_shape!r}") from None
 
 
-cdef bint are_ints(object t) noexcept:
+cdef bint are_ints(object t) except -1:
     if type(t) is not tuple:
         return False
     for k in <tuple> t:
@@ -146,11 +146,8 @@ cdef tuple forward(str op, object x, object normalized_shape, object weight, obj
     job.y = <char *> cnp.PyArray_DATA(y)
     job.flags = memory_flags(cnp.PyArray_NBYTES(y)) & (-1 if residual is None or keep else ~FN_STREAM)
     if size > 0:
-        if is_brief(size):
+        with nogil:
             failed = rows_forward(job)
-        else:
-            with nogil:
-                failed = rows_forward(job)
         if failed:
             raise MemoryError(f"{op}: no memory for partial results")
     if out is not None and out is not y:
@@ -191,11 +188,8 @@ cdef object backward(RowsContext ctx, object dy, object out):
     job.y = <char *> cnp.PyArray_DATA(dx)
     job.flags = memory_flags(cnp.PyArray_NBYTES(dx))
     if job.rows > 0:
-        if is_brief(job.rows * job.len):
+        with nogil:
             failed = rows_backward(&job)
-        else:
-            with nogil:
-                failed = rows_backward(&job)
         if failed:
             raise MemoryError(f"{ctx.op}: no memory for partial results")
     else:

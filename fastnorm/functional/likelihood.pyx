@@ -250,30 +250,16 @@ cdef class CrossEntropyContext:
         return f"<fastnorm cross_entropy context, logits of shape {self.logits.shape}>"
 
 
-cdef cnp.ndarray plain_classes(cnp.ndarray targets, Py_ssize_t classes, object ignore_index):
-    """classes_of where it is simple: all targets are in range, and the numbers fit. Else None."""
-    cdef Py_ssize_t i
-    cdef int64_t ignored, t
-    cdef int64_t *to
-    if (<object> targets).dtype.kind == "u" and cnp.PyArray_ITEMSIZE(targets) == 8:
-        return None
-    if not -1 << 63 <= <object> ignore_index < <object> 1 << 63:
-        return None
-    ignored = ignore_index
-    cdef cnp.ndarray known = np.array(targets, np.int64, order="C")
-    to = <int64_t *> cnp.PyArray_DATA(known)
-    for i in range(cnp.PyArray_SIZE(known)):
-        t = to[i]
-        if t == ignored:
-            to[i] = -1
-        elif t < 0 or t >= classes:
-            return None
-    return known
+cdef object TWO_63 = int(1 << 62) * 2  # beyond what C holds
 
 
 cdef cnp.ndarray classes_of(object targets, object logits, int axis, object ignore_index):
     """Targets as int64 in C order, -1 where they are ignored."""
-    cdef cnp.ndarray simple
+    cdef Py_ssize_t i, classes = logits.shape[axis]
+    cdef int64_t ignored = 0
+    cdef int64_t *to
+    cdef cnp.ndarray known
+    cdef bint may_be_ignored
     if not isinstance(targets, np.ndarray):
         raise TypeError(f"targets: expected an array of integer class indices, got {type(targets).__name__}")
     if targets.dtype.kind not in "iu":
@@ -286,18 +272,22 @@ cdef cnp.ndarray classes_of(object targets, object logits, int axis, object igno
             ignore_index = ignore_index.__index__()
         except (AttributeError, TypeError):
             raise TypeError(f"ignore_index: expected an integer, got {type(ignore_index).__name__}") from None
-    classes = logits.shape[axis]
-    simple = plain_classes(targets, classes, ignore_index)
-    if simple is not None:
-        return simple
-    ignored = targets == ignore_index
-    bad = ((targets < 0) | (targets >= classes)) & ~ignored
-    if bad.any():
-        first = tuple([int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape)])
-        place = first[0] if len(first) == 1 else first
-        raise ValueError(f"targets: expected classes from 0 to {classes - 1} or ignore_index {ignore_index}, "
-                         f"got {int(targets[first])} at index {place}")
-    return np.ascontiguousarray(np.where(ignored, -1, targets.astype(np.int64)))
+    known = np.array(targets, np.int64, order="C")
+    to = <int64_t *> cnp.PyArray_DATA(known)
+    # Those of 2⁶³ and more are negative now, and are ignored only where ignore_index is one of them.
+    wide = targets.dtype.kind == "u" and targets.dtype.itemsize == 8
+    least, end = (0, TWO_63 + TWO_63) if wide else (-TWO_63, TWO_63)
+    may_be_ignored = least <= ignore_index < end
+    if may_be_ignored:
+        ignored = ignore_index if ignore_index < TWO_63 else ignore_index - TWO_63 - TWO_63
+    for i in range(cnp.PyArray_SIZE(known)):
+        if may_be_ignored and to[i] == ignored:
+            to[i] = -1
+        elif to[i] < 0 or to[i] >= classes:
+            first = tuple([int(k) for k in np.unravel_index(i, targets.shape)])
+            raise ValueError(f"targets: expected classes from 0 to {classes - 1} or ignore_index {ignore_index}, "
+                             f"got {int(targets[first])} at index {first[0] if len(first) == 1 else first}")
+    return known
 
 
 cdef double total(const double *values, const int64_t *classes, Py_ssize_t count) noexcept nogil:
