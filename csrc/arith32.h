@@ -33,9 +33,9 @@
 #define ZERO_BELOW vf_zero_below
 #define ADD_EXACT vf_add_exact
 #define MUL_ADD vf_fused
-#define NEAREST vf_nearest
-#define SCALED vf_scaled
-#define CARRIER FN_CARRIER32
+#define POWER vf_power
+#define EXP_CARRIER FN_CARRIER32
+#define EXP_RAISED FN_RAISED32
 #define KEEP vf_keep
 #define LOG2_E 1.44269504f
 #define EXP_SMALLEST -104.0f /* exp of it rounds to 0 */

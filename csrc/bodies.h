@@ -93,9 +93,10 @@
 #undef ZERO_BELOW
 #undef ADD_EXACT
 #undef MUL_ADD
-#undef NEAREST
-#undef SCALED
-#undef CARRIER
+#undef POWER
+#undef EXP_CARRIER
+#undef EXP_RAISED
+#undef LOWERED
 #undef KEEP
 #undef PUT8
 #undef GET8

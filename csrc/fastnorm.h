@@ -157,13 +157,13 @@ typedef struct {
     void (*gate_row)(const void *dy, const void *y, void *to, ptrdiff_t len);
 
     /* ---- softmax, cross-entropy, dropout ---- */
-    /* room: for a row in the arithmetic type, in whole 256 bytes and 64 more, or NULL. A row that is streamed, or of a half type, waits
-       there for its sum; without it none is streamed, and exps of a half type are computed twice. (Log-softmax needs none.) */
+    /* room: for two rows in the arithmetic type, each in whole 256 bytes and 64 more, or NULL. Rows that are streamed, or of a half type,
+       wait there for their sum; without it none is streamed, and exps of a half type are computed twice. (Log-softmax needs none.) */
     void (*softmax)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags, void *room);
     void (*softmax_grad)(const void *dy, const void *y, void *dx, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags);
-    /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max) over one row. */
+    /* out = max, log Σ, Σ w·(x - max - log Σ) with Σ = Σexp(x - max) over one row, and the sum that the gradient asks for. */
     void (*lse)(const void *x, ptrdiff_t len, const double *weight, double out[4]);
-    /* dx = a·exp(x - max)/sum - c·weight, and b less at `target`. */
+    /* dx = a·exp(x - max)/Σ - c·weight, and b less at `target`; max and sum from lse. */
     void (*cross_entropy_grad)(const void *x, void *dx, ptrdiff_t len, double max, double sum, double a, double c,
                                const double *weight, ptrdiff_t target, double b);
     /* y = x·scale where a random word is at least `threshold`, else 0; a bit per element says which. len ≤ FN_CHUNK; bits may be NULL. */

@@ -1,65 +1,92 @@
 /* Softmax, log-softmax and the gradients of both and of cross-entropy, a row at a time.
 
    Included once per (storage S, arithmetic T). exp is our own, so that it has the same bits everywhere: n = round(x·log2 e),
-   r = x - n·ln 2 in two steps (Cody and Waite), a polynomial in r by Horner's rule with fused multiply-adds, and a
-   scaling by 2^n that rounds once, where the result is subnormal. Near zero four vectors take every step side by side (HOLD keeps
-   the order): one alone is a chain of steps, each waiting for the last. Of floats below 1.3 ULP. */
+   r = x - n·ln 2 in two steps (Cody and Waite), a polynomial in r by Horner's rule with fused multiply-adds, times 2^n. It is kept
+   EXP_RAISED times too large, so that nothing is subnormal before the last product, which rounds it once more. Near zero four vectors take
+   every step side by side (HOLD keeps the order): one alone is a chain of steps, each waiting for the last. */
 
 #define EXP_AT_ONCE 4
+#define LOWERED(v) MUL(v, SET1(1 / EXP_RAISED))
 
-/* x[k] = exp(r[k])·2^n, |r| ≤ ln 2 / 2, from c = n + CARRIER. */
-FN_INLINE void NAME(exp_rest)(V *x, const V *r, const V *c, int count) {
+/* x[k] = exp(r[k])·2^n·EXP_RAISED, |r| ≤ ln 2 / 2, from c = n + EXP_CARRIER. */
+FN_INLINE void NAME(exp_rest)(V *x, V *r, V *c, int count) {
     V p[EXP_AT_ONCE];
     EACH_OF(count, k) p[k] = SET1(exp_terms[0]);
     _Pragma("GCC unroll 12") for (int i = 1; i < EXP_TERMS; i++) EACH_OF(count, k) p[k] = HOLD(MUL_ADD(SET1(exp_terms[i]), p[k], r[k]));
     EACH_OF(count, k) p[k] = HOLD(MUL_ADD(SET1(1), p[k], r[k]));
-    EACH_OF(count, k) x[k] = SCALED(MUL_ADD(SET1(1), p[k], r[k]), c[k]);
+    EACH_OF(count, k) c[k] = POWER(c[k]);
+    EACH_OF(count, k) r[k] = HOLD(MUL(r[k], c[k]));
+    EACH_OF(count, k) x[k] = MUL_ADD(c[k], p[k], r[k]);
 }
 
 /* exp(hi + lo) for hi ≤ 0, |lo| ≤ ulp(hi)/2; NaN gives NaN. */
 FN_INLINE V NAME(exp)(V hi, V lo) {
-    V small = SET1(EXP_SMALLEST);
+    V small = SET1(EXP_SMALLEST), carrier = SET1(EXP_CARRIER);
     lo = ZERO_BELOW(hi, small, lo);
     hi = AT_LEAST(hi, small);
-    V c = NEAREST(MUL(hi, SET1(LOG2_E))), n = SUB(c, SET1(CARRIER));
+    V c = MUL_ADD(carrier, hi, SET1(LOG2_E)), n = SUB(c, carrier);
     V r = ADD(MUL_ADD(ADD_EXACT(hi, n, SET1(-LN2_HI)), n, SET1(-LN2_LO)), lo);
     NAME(exp_rest)(&hi, &r, &c, 1);
     return hi;
 }
 
-/* exp(x - max) of a row. The difference must not be rounded: that would cost |x - max|/2 ULP. Near zero it serves to choose n alone:
-   x and max are each reduced, by m = n + N and by N = round(max·log2 e) times ln 2, to numbers below 1 whose difference is r.
-   x = max gives 1 exactly. exp is 0 below `least`; c - zero = m; rest = max - N·ln 2. */
-typedef struct { V max, least, zero, rest; int near; } NAME(pivot);
+/* What exponents of a row are taken from, or else they would overflow. Near zero that is N·ln 2 with N = round(max·log2 e): x is reduced
+   by m = n + N times ln 2 as if it stood alone, without the rounding of x - max, which would cost |x - max|/2 ULP. Farther away it is max,
+   and what the difference loses is kept. Either way a sum of them is some max's exp, `top`, times Σexp(x - max). No x counts for less
+   than `least`. c - zero = m; rest = max - N·ln 2. */
+typedef struct { V max, least, zero; double rest; int near; } NAME(pivot);
 
 FN_INLINE NAME(pivot) NAME(pivot_of)(T max) {
-    V top = SET1(max), n = SUB(NEAREST(MUL(top, SET1(LOG2_E))), SET1(CARRIER));
-    NAME(pivot) p = {top, ADD(top, SET1(EXP_SMALLEST)), SUB(SET1(CARRIER), n),
-                     MUL_ADD(ADD_EXACT(top, n, SET1(-LN2_HI)), n, SET1(-LN2_LO)), max >= -256 && max <= 256};
+    V top = SET1(max), carrier = SET1(EXP_CARRIER), n = SUB(MUL_ADD(carrier, top, SET1(LOG2_E)), carrier);
+    NAME(pivot) p = {top, ADD(top, SET1(EXP_SMALLEST)), SUB(carrier, n), 0, max >= -256 && max <= 256};
+    T number[LANES];
+    STORE_T(number, n);
+    if (p.near) p.rest = ((double)max - (double)number[0] * LN2_HI64) - (double)number[0] * LN2_LO64;
     return p;
 }
 
-/* x[k] becomes exp(x[k] - max). */
+/* x[k] becomes its exp. */
 FN_INLINE void NAME(exp_near)(V *x, const NAME(pivot) *p, int count) {
     V c[EXP_AT_ONCE], m[EXP_AT_ONCE], r[EXP_AT_ONCE];
     EACH_OF(count, k) x[k] = HOLD(AT_LEAST(x[k], p->least));
-    EACH_OF(count, k) c[k] = HOLD(NEAREST(MUL(SUB(x[k], p->max), SET1(LOG2_E))));
+    EACH_OF(count, k) c[k] = HOLD(MUL_ADD(p->zero, x[k], SET1(LOG2_E)));
     EACH_OF(count, k) m[k] = HOLD(SUB(c[k], p->zero));
     EACH_OF(count, k) r[k] = HOLD(ADD_EXACT(x[k], m[k], SET1(-LN2_HI)));
-    EACH_OF(count, k) r[k] = HOLD(SUB(MUL_ADD(r[k], m[k], SET1(-LN2_LO)), p->rest));
+    EACH_OF(count, k) r[k] = HOLD(MUL_ADD(r[k], m[k], SET1(-LN2_LO)));
     NAME(exp_rest)(x, r, c, count);
 }
-
-FN_INLINE void NAME(exp_far)(V *x, const NAME(pivot) *p, int count) {
-    EACH_OF(count, k) {
-        V d = SUB(x[k], p->max), t = SUB(d, x[k]);
-        x[k] = NAME(exp)(d, SUB(SUB(x[k], SUB(d, t)), ADD(p->max, t)));
-    }
+FN_OUTLINE V NAME(exp_far)(V x, V max) {
+    V d = SUB(x, max), t = SUB(d, x);
+    return NAME(exp)(d, SUB(SUB(x, SUB(d, t)), ADD(max, t)));
 }
 FN_INLINE V NAME(exp_one)(V x, const NAME(pivot) *p) {
-    if (p->near) NAME(exp_near)(&x, p, 1); else NAME(exp_far)(&x, p, 1);
+    if (FN_LIKELY(p->near)) NAME(exp_near)(&x, p, 1); else x = NAME(exp_far)(x, p->max);
     return x;
 }
+FN_INLINE void NAME(exp_some)(V *x, const NAME(pivot) *p, int count) {
+    if (FN_LIKELY(p->near)) NAME(exp_near)(x, p, count);
+    else EACH_OF(count, k) x[k] = NAME(exp_far)(x[k], p->max);
+}
+
+/* log Σexp(x - max) of the sum that these exps have. One near 1 is divided by what max gave, because a small cost is the log of 1 and a
+   little. */
+FN_INLINE double NAME(log_sum)(double sum, const NAME(pivot) *p) {
+    T top[LANES];
+    if (sum >= 3 * (double)EXP_RAISED) return fn_log(sum / EXP_RAISED) - p->rest;
+    STORE_T(top, NAME(exp_one)(p->max, p));
+    return fn_log(sum / (double)top[0]);
+}
+
+/* EXP_RAISED / sum in two parts; with both, equal values give 1/n to the last bit, and one that has all gives 1. */
+typedef struct { V hi, lo; } NAME(shares);
+FN_INLINE NAME(shares) NAME(shares_of)(double sum) {
+    double q = EXP_RAISED / sum, lost = 0;
+    if (sizeof(T) == 8) { fn_dd p = fn_two_product(q, sum); lost = fn_low(((EXP_RAISED - p.hi) - p.lo) / sum); }
+    T hi = (T)q;
+    NAME(shares) s = {SET1(hi), SET1(sizeof(T) == 8 ? (T)lost : (T)(q - (double)hi))};
+    return s;
+}
+FN_INLINE V NAME(share)(V e, NAME(shares) s) { return LOWERED(MUL_ADD(MUL(e, s.lo), e, s.hi)); }
 
 /* Four vectors of a row of which `left` elements are left, and the way back. A vector beyond the end is max, a lane beyond it 0,
    whose exp is not used. */
@@ -86,77 +113,75 @@ FN_INLINE void NAME(exp_keep)(const V *e, T *to, ptrdiff_t left) {
     else EACH_OF(EXP_AT_ONCE, k) STORE_T(to + k * LANES, e[k]);
 }
 
-/* max of a row, NaN passed over: it comes back through the sum. */
-FN_OUTLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
-    V m = SET1((T)-INFINITY), m1 = m, m2 = m, m3 = m; /* four, because each waits for its last */
+/* max of a row, NaN passed over: it comes back through the sum. Four vectors, because each waits for its last. */
+FN_INLINE void NAME(max4)(V *m, const S *x) { EACH_OF(4, k) m[k] = AT_LEAST(m[k], LOAD(x + k * LANES)); }
+FN_INLINE T NAME(max_of)(V *m, const S *x, ptrdiff_t len) { /* and of `len` more */
     ptrdiff_t i = 0;
-    for (; i <= len - 4 * LANES; i += 4 * LANES) {
-        m = AT_LEAST(m, LOAD(x + i));
-        m1 = AT_LEAST(m1, LOAD(x + i + LANES));
-        m2 = AT_LEAST(m2, LOAD(x + i + 2 * LANES));
-        m3 = AT_LEAST(m3, LOAD(x + i + 3 * LANES));
-    }
-    for (; i <= len - LANES; i += LANES) m = AT_LEAST(m, LOAD(x + i));
-    if (i < len) m1 = AT_LEAST(m1, FIRST_OR(LOAD_N(x + i, len - i), m1, len - i));
+    for (; i <= len - LANES; i += LANES) m[0] = AT_LEAST(m[0], LOAD(x + i));
+    if (i < len) m[1] = AT_LEAST(m[1], FIRST_OR(LOAD_N(x + i, len - i), m[1], len - i));
     T t[LANES];
-    STORE_T(t, AT_LEAST(AT_LEAST(m, m1), AT_LEAST(m2, m3)));
+    STORE_T(t, AT_LEAST(AT_LEAST(m[0], m[1]), AT_LEAST(m[2], m[3])));
     for (int n = LANES / 2; n > 0; n /= 2)
         for (int k = 0; k < n; k++) t[k] = t[k] < t[k + n] ? t[k + n] : t[k];
     return t[0];
+}
+FN_OUTLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
+    V m[4];
+    ptrdiff_t i = 0;
+    EACH_OF(4, k) m[k] = SET1((T)-INFINITY);
+    for (; i <= len - 4 * LANES; i += 4 * LANES) NAME(max4)(m, x + i);
+    return NAME(max_of)(m, x + i, len - i);
 }
 
 /* What lies `ahead` of four vectors is fetched into L2: exp keeps the processor busy for as long as the next row takes to come. (Rows
    of 1000 beyond the cache take three quarters of the time for it.) */
 FN_INLINE void NAME(exp_fetch)(const S *x, ptrdiff_t ahead) { EACH_OF(EXP_AT_ONCE, k) fn_prefetch(x + ahead + k * LANES); }
 
-/* Σexp(x - max); with `to`, exp(x - max) is left there. `fine`: every one is added in double, because a small cost is the log of 1 and a
-   little; otherwise four are first added in T. */
-FN_INLINE double NAME(row_exp)(const S *x, T *to, const S *soon, ptrdiff_t len, const NAME(pivot) *p, int near, int fine) {
+/* exps of four vectors of a row of which `left` elements are left, added to their sum and with `to` kept there. `fine`: every one is added
+   in double, because a small cost is the log of 1 and a little; otherwise four are first added in T. */
+FN_INLINE ACC NAME(exps_add)(ACC acc, const S *x, T *to, ptrdiff_t left, const NAME(pivot) *p, int fine) {
+    V e[EXP_AT_ONCE];
+    NAME(exp_load)(e, x, left, p);
+    NAME(exp_some)(e, p, EXP_AT_ONCE);
+    if (left < EXP_AT_ONCE * LANES) NAME(exp_clear)(e, left);
+    if (to) NAME(exp_keep)(e, to, left);
+    if (fine) return ACC_ADD4(acc, WIDE(e[0]), WIDE(e[1]), WIDE(e[2]), WIDE(e[3]));
+    return ACC_ADD(acc, WIDE(ADD(ADD(e[0], e[1]), ADD(e[2], e[3]))));
+}
+FN_INLINE double NAME(exps_added)(ACC acc) { fn_dd s = ACC_SUM(acc); return s.hi + s.lo; }
+FN_INLINE double NAME(row_exps)(const S *x, T *to, ptrdiff_t len, const NAME(pivot) *p, int fine) {
     ACC acc = ACC_ZERO();
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
-        V e[EXP_AT_ONCE];
-        NAME(exp_load)(e, x + i, len - i, p);
         NAME(exp_fetch)(x + i, len);
-        if (soon) FETCH_L1(soon + i, EXP_AT_ONCE * LANES);
-        if (near) NAME(exp_near)(e, p, EXP_AT_ONCE); else NAME(exp_far)(e, p, EXP_AT_ONCE);
-        if (len - i < EXP_AT_ONCE * LANES) NAME(exp_clear)(e, len - i);
-        if (to) NAME(exp_keep)(e, to + i, len - i);
-        if (fine) acc = ACC_ADD4(acc, WIDE(e[0]), WIDE(e[1]), WIDE(e[2]), WIDE(e[3]));
-        else acc = ACC_ADD(acc, WIDE(ADD(ADD(e[0], e[1]), ADD(e[2], e[3]))));
+        acc = NAME(exps_add)(acc, x + i, to ? to + i : NULL, len - i, p, fine);
     }
-    fn_dd s = ACC_SUM(acc);
-    return s.hi + s.lo;
+    return NAME(exps_added)(acc);
 }
-FN_OUTLINE double NAME(exps)(const S *x, T *to, ptrdiff_t len, const NAME(pivot) *p) {
-    return p->near ? NAME(row_exp)(x, to, NULL, len, p, 1, 0) : NAME(row_exp)(x, to, NULL, len, p, 0, 1);
-}
-/* What lies at `soon` (or NULL) is fetched meanwhile: the row's output, whose lines would be waited for. */
-FN_OUTLINE double NAME(exp_sum)(const S *x, const S *soon, ptrdiff_t len, const NAME(pivot) *p) {
-    return p->near ? NAME(row_exp)(x, NULL, soon, len, p, 1, 1) : NAME(row_exp)(x, NULL, soon, len, p, 0, 1);
-}
+FN_OUTLINE double NAME(exps)(const S *x, T *to, ptrdiff_t len, const NAME(pivot) *p) { return NAME(row_exps)(x, to, len, p, 0); }
+FN_OUTLINE double NAME(exp_sum)(const S *x, ptrdiff_t len, const NAME(pivot) *p) { return NAME(row_exps)(x, NULL, len, p, 1); }
 
-/* y = exp(x - max)·scale */
+/* y = exp(x)·factor. It rounds before it is multiplied, so that what is 0 remains 0. */
 FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, T factor) {
     V scale = SET1(factor);
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
         V e[EXP_AT_ONCE];
         NAME(exp_load)(e, x + i, len - i, p);
         NAME(exp_fetch)(x + i, len);
-        if (p->near) NAME(exp_near)(e, p, EXP_AT_ONCE); else NAME(exp_far)(e, p, EXP_AT_ONCE);
-        EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(e[k], scale);
+        NAME(exp_some)(e, p, EXP_AT_ONCE);
+        EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(LOWERED(e[k]), scale);
         NAME(exp_store)(e, y + i, len - i);
     }
 }
 
-/* Rows that are streamed beyond the cache (0.8 of the time, where the next row is fetched meanwhile). The line that two rows share is
-   written in two parts; it is fetched before, or else it costs as much as a dozen others. */
-FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int flags) { return flags & FN_STREAM && len >= 32 * LINE; }
+/* Rows of so many lines are streamed beyond the cache (0.8 of the time, where what is read is fetched meanwhile). The line that two rows
+   share is written in two parts; it is fetched before, or else it costs as much as a dozen others. */
+FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int lines, int flags) { return flags & FN_STREAM && len >= lines * LINE; }
 
-/* OUT over a row of an output, streamed or not. */
+/* OUT over a row of an output, streamed or not, four vectors at a time. */
 #define EACH_IN_OUTPUT(to, len, stream)                                                                                  \
     do {                                                                                                                 \
         S *into = (to);                                                                                                  \
-        if (stream) { fn_prefetch_l1(into + (len)); EACH_IN_ROW_BY(4, into, len, 1, FULL_STREAM, PART); }                \
+        if (stream) EACH_IN_ROW_BY(4, into, len, 1, FULL_STREAM, PART);                                                  \
         else EACH_IN_ROW_BY(4, into, len, 0, FULL_STORE, PART);                                                          \
     } while (0)
 #define FULL_TO(TO, n)                                                                                                   \
@@ -169,46 +194,82 @@ FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int flags) { return flags & F
 #define FULL_STORE(n) FULL_TO(STORE, n)
 #define PART(n) STORE_N(into + j, OUT(j, n), n)
 
+/* A row whose sum is known: y = e·(hi + lo) of its exps or, of log-softmax, x - hi - lo. */
+typedef struct { const T *e; const S *x; S *y; NAME(shares) by; } NAME(finished);
+FN_INLINE V NAME(finish)(const NAME(finished) *f, ptrdiff_t j, ptrdiff_t n, int logarithm) {
+    if (logarithm) return SUB(SUB(NAME(col_load)(f->x + j, n), f->by.hi), f->by.lo);
+    return NAME(share)(sizeof(S) == sizeof(T) ? NAME(col_load)((const S *)f->e + j, n) : LOAD_T(f->e + j), f->by);
+}
+
+/* A finished row is written while the next one's exps are found, and the maximum of the one after that: each alone would wait, for
+   memory, for the sum or for the maximum. (Rows of 1000 take three quarters of the time beyond the cache.) */
+FN_INLINE double NAME(softmax_step)(const NAME(finished) *f, const S *x, T *to, const NAME(pivot) *p, const S *later, T *max,
+                                    ptrdiff_t len, int logarithm, int stream) {
+    const ptrdiff_t step = EXP_AT_ONCE * LANES;
+    ACC acc = ACC_ZERO();
+    V m[4];
+    EACH_OF(4, k) m[k] = SET1((T)-INFINITY);
+    ptrdiff_t i = 0, head = stream ? (ptrdiff_t)((-(uintptr_t)f->y & 63) / sizeof(S)) : 0;
+#define OUT(j, n) NAME(finish)(f, from + (j), n, logarithm)
+    ptrdiff_t from = 0;
+    EACH_IN_OUTPUT(f->y, head, 0);
+    if (stream) fn_prefetch_l1(f->y + len);
+    for (; i <= len - head - step; i += step) {
+        ptrdiff_t j = 0;
+        S *into = f->y + (from = head + i);
+        if (stream) FETCH_L1(later + i + 4096 / (ptrdiff_t)sizeof(S), step); /* into L2: 1.15 of the time */
+        acc = NAME(exps_add)(acc, x + i, to ? to + i : NULL, step, p, logarithm);
+        NAME(max4)(m, later + i);
+        if (stream) FULL_STREAM(4 * LANES); else FULL_STORE(4 * LANES);
+    }
+    from = head + i;
+    EACH_IN_OUTPUT(f->y + from, len - from, stream);
+#undef OUT
+    *max = NAME(max_of)(m, later + i, len - i);
+    for (; i < len; i += step) acc = NAME(exps_add)(acc, x + i, to ? to + i : NULL, len - i, p, logarithm);
+    return NAME(exps_added)(acc);
+}
+FN_OUTLINE double NAME(softmax_next)(const NAME(finished) *f, const S *x, T *to, const NAME(pivot) *p, const S *later, T *max,
+                                     ptrdiff_t len, int logarithm, int stream) {
+    if (logarithm) return NAME(softmax_step)(f, x, NULL, p, later, max, len, 1, stream);
+    return NAME(softmax_step)(f, x, to, p, later, max, len, 0, stream);
+}
+
 FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags, void *roomv) {
-    T *room = roomv;
-    int half = sizeof(S) < sizeof(T), stream = NAME(softmax_streams)(len, flags) && (logarithm || room);
-    T top, next = rows > 0 ? NAME(row_max)(xv, len) : 0;
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        const S *x = (const S *)xv + r * len;
-        S *y = (S *)yv + r * len;
-        NAME(pivot) p = NAME(pivot_of)(top = next);
-        /* Looked for before this row is written, so that nobody waits for the maximum, the sum and its inverse (0.9 of the time). */
-#define NEXT_MAX() if (r + 1 < rows) next = NAME(row_max)(x + len, len)
-        if (logarithm) {
-            double sum = NAME(exp_sum)(x, stream ? NULL : y, len, &p);
-            NEXT_MAX();
-            /* max + log Σ as hi + lo: x - hi is exact where it is small */
-            fn_dd lse = fn_two_sum((double)top, fn_log(sum));
-            T high = (T)lse.hi;
-            V hi = SET1(high), lo = SET1((T)((lse.hi - (double)high) + lse.lo));
-#define OUT(j, n) SUB(SUB(NAME(col_load)(x + (j), n), hi), lo)
-            EACH_IN_OUTPUT(y, len, stream);
-#undef OUT
-        } else if (room && (half || stream)) {
-            double sum = NAME(exps)(x, room, len, &p);
-            NEXT_MAX();
-            V scale = SET1((T)(1 / sum));
-#define OUT(j, n) MUL(LOAD_T(room + (j)), scale)
-            EACH_IN_OUTPUT(y, len, stream);
-#undef OUT
-        } else if (half) { /* exps are computed again */
-            double sum = NAME(exps)(x, NULL, len, &p);
-            NEXT_MAX();
-            NAME(exps_scaled)(x, y, len, &p, (T)(1 / sum));
-        } else {
-            double sum = NAME(exps)(x, (T *)y, len, &p);
-            NEXT_MAX();
-            V scale = SET1((T)(1 / sum));
-#define OUT(j, n) MUL(NAME(col_load)(y + (j), n), scale)
-            EACH_IN_OUTPUT(y, len, 0);
-#undef OUT
+    const S *x = xv;
+    S *y = yv;
+    int half = sizeof(S) < sizeof(T), stream = NAME(softmax_streams)(len, 8, flags) && (logarithm || roomv);
+    T *room = half || stream ? roomv : NULL, *other = room ? room + (len * (ptrdiff_t)sizeof(T) + 255) / 256 * 256 / (ptrdiff_t)sizeof(T) + 64 / (ptrdiff_t)sizeof(T) : NULL;
+    if (rows == 0) return;
+    if (half && !room && !logarithm) { /* exps are computed again */
+        for (ptrdiff_t r = 0; r < rows; r++, x += len, y += len) {
+            NAME(pivot) p = NAME(pivot_of)(NAME(row_max)(x, len));
+            NAME(exps_scaled)(x, y, len, &p, (T)(EXP_RAISED / NAME(exps)(x, NULL, len, &p)));
         }
-#undef NEXT_MAX
+        return;
+    }
+    T top = NAME(row_max)(x, len), next = rows > 1 ? NAME(row_max)(x + len, len) : top;
+    NAME(pivot) p = NAME(pivot_of)(top);
+    T *e = room ? room : (T *)y;
+    double sum = logarithm ? NAME(exp_sum)(x, len, &p) : NAME(exps)(x, e, len, &p);
+    for (ptrdiff_t left = rows; left > 0; left--, x += len, y += len) {
+        NAME(finished) f = {e, x, y, {SET1(0), SET1(0)}};
+        if (logarithm) { /* max + log Σ as hi + lo: x - hi is exact where it is small */
+            fn_dd lse = fn_two_sum((double)top, NAME(log_sum)(sum, &p));
+            T high = (T)lse.hi;
+            f.by.hi = SET1(high);
+            f.by.lo = SET1((T)((lse.hi - (double)high) + lse.lo));
+        } else f.by = NAME(shares_of)(sum);
+        if (left == 1) {
+#define OUT(j, n) NAME(finish)(&f, j, n, logarithm)
+            EACH_IN_OUTPUT(y, len, stream);
+#undef OUT
+            break;
+        }
+        T *to = room ? (e == room ? other : room) : (T *)(y + len);
+        p = NAME(pivot_of)(top = next);
+        sum = NAME(softmax_next)(&f, x + len, to, &p, left > 2 ? x + 2 * len : x + len, &next, len, logarithm, stream);
+        e = to;
     }
     if (stream) fn_fence();
 }
@@ -239,7 +300,7 @@ FN_INLINE T NAME(softmax_dot)(const S *dy, const S *y, ptrdiff_t len, int logari
 /* softmax: dx = y·(dy - Σdy·y), streamed beyond the cache; log-softmax: dx = dy - exp(y)·Σdy. */
 FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
     NAME(pivot) zero = NAME(pivot_of)(0);
-    int stream = !logarithm && NAME(softmax_streams)(len, flags);
+    int stream = !logarithm && NAME(softmax_streams)(len, 32, flags);
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *dy = (const S *)dyv + r * len, *y = (const S *)yv + r * len;
         S *dx = (S *)dxv + r * len;
@@ -252,10 +313,11 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             NAME(exp_fetch)(y + i, len);
             NAME(exp_fetch)(dy + i, len);
             NAME(exp_near)(e, &zero, EXP_AT_ONCE);
-            EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(e[k], sum));
+            EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(LOWERED(e[k]), sum));
             NAME(exp_store)(e, dx + i, len - i);
         }
 #define OUT(j, n) MUL(NAME(col_load)(y + (j), n), SUB(NAME(col_load)(dy + (j), n), sum))
+        if (stream) fn_prefetch_l1(dx + len);
         if (!logarithm) EACH_IN_OUTPUT(dx, len, stream);
 #undef OUT
     }
@@ -267,34 +329,37 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
 #undef FULL_TO
 #undef EACH_IN_OUTPUT
 
-/* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max): x - max - log Σ is the log-likelihood. */
+/* out = max, log Σ, Σ w·(x - max - log Σ), the sum of exps, with Σ = Σexp(x - max): x - max - log Σ is the log-likelihood. */
 FN_OUTLINE void NAME(lse)(const void *xv, ptrdiff_t len, const double *weight, double out[4]) {
     const S *x = xv;
     T top = NAME(row_max)(x, len);
     NAME(pivot) p = NAME(pivot_of)(top);
     out[0] = (double)top;
-    out[3] = NAME(exp_sum)(x, NULL, len, &p);
-    out[1] = fn_log(out[3]);
+    out[3] = NAME(exp_sum)(x, len, &p);
+    out[1] = NAME(log_sum)(out[3], &p);
     out[2] = 0;
     if (weight)
         for (ptrdiff_t i = 0; i < len; i++) out[2] += weight[i] * ((TO_DOUBLE(x[i]) - out[0]) - out[1]);
 }
 
-/* dx = a·p - c·weight, with b less at `target`; p = exp(x - max)/sum. */
+/* dx = a·p - c·weight, with b less at `target`; p = exp/sum. There p is taken as softmax takes it: a certain class leaves nothing. */
 FN_OUTLINE void NAME(cross_entropy_grad)(const void *xv, void *dxv, ptrdiff_t len, double max, double sum, double a, double c,
                                          const double *weight, ptrdiff_t target, double b) {
     const S *x = xv;
     S *dx = dxv;
     NAME(pivot) p = NAME(pivot_of)((T)max);
-    V scale = SET1((T)(a / sum));
-    T t[LANES];
+    T factor = (T)(EXP_RAISED * a / sum), t[LANES], u[LANES];
     ptrdiff_t at = target >= 0 ? target / LANES * LANES : 0, n = len - at < LANES ? len - at : LANES;
-    if (target >= 0) STORE_T(t, MUL(NAME(exp_one)(NAME(col_load)(x + at, n), &p), scale)); /* before dx, which may be x */
-    if (!weight) NAME(exps_scaled)(x, dx, len, &p, (T)(a / sum));
+    if (target >= 0) { /* before dx, which may be x */
+        V e = NAME(exp_one)(NAME(col_load)(x + at, n), &p);
+        STORE_T(t, MUL(LOWERED(e), SET1(factor)));
+        STORE_T(u, MUL(NAME(share)(e, NAME(shares_of)(sum)), SET1((T)a)));
+        t[target - at] = u[target - at];
+    }
+    if (!weight) NAME(exps_scaled)(x, dx, len, &p, factor);
     for (ptrdiff_t i = 0; weight && i < len; i += LANES) {
         ptrdiff_t m = len - i < LANES ? len - i : LANES;
-        T u[LANES];
-        STORE_T(u, MUL(NAME(exp_one)(NAME(col_load)(x + i, m), &p), scale));
+        STORE_T(u, MUL(LOWERED(NAME(exp_one)(NAME(col_load)(x + i, m), &p)), SET1(factor)));
         for (ptrdiff_t k = 0; k < m; k++) u[k] -= (T)(c * weight[i + k]);
         if (m < LANES) STORE_N(dx + i, LOAD_T(u), m); else STORE(dx + i, LOAD_T(u));
     }

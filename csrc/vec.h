@@ -272,32 +272,15 @@ FN_INLINE int vl_all(vl a) {
 }
 #endif
 
-/* ---- the integer n next to a (halves to the even one), |a| < 2^12, as c = n + FN_CARRIER32 or 64 (0 at AVX-512); p·2^n, for
-   1/2 ≤ p ≤ 2, rounded once where it is subnormal ---- */
+/* ---- 2^n from c = n + FN_CARRIER32 or 64, which keeps n in its low bits: a carrier added rounds to an integer (halves to the even
+   one). Here and there n is 64, or 256, larger than what is carried, so that it is the exponent of a normal number. ---- */
 
-#if FN_LEVEL == 3
-#define FN_NEAREST (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-#define FN_CARRIER32 0.0f
-#define FN_CARRIER64 0.0
-FN_INLINE vf vf_nearest(vf a) { a.v[0] = (fn_nf)_mm512_roundscale_ps((__m512)a.v[0], FN_NEAREST); return a; }
-FN_INLINE vd vd_nearest(vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)FN_MD(roundscale_pd)((fn_md)a.v[p], FN_NEAREST)); return a; }
-FN_INLINE vf vf_scaled(vf p, vf c) { p.v[0] = (fn_nf)_mm512_scalef_ps((__m512)p.v[0], (__m512)c.v[0]); return p; }
-FN_INLINE vd vd_scaled(vd a, vd c) { FN_EACH_D(p, a.v[p] = (fn_nd)FN_MD(scalef_pd)((fn_md)a.v[p], (fn_md)c.v[p])); return a; }
-#else
-#define FN_CARRIER32 12582912.0f /* 1.5·2^23: adding it rounds to an integer, left in the low bits */
-#define FN_CARRIER64 6755399441055744.0 /* 1.5·2^52 */
-FN_INLINE vf vf_nearest(vf a) { return vf_add(a, vf_set1(FN_CARRIER32)); }
-FN_INLINE vd vd_nearest(vd a) { return vd_add(a, vd_set1(FN_CARRIER64)); }
-/* In two steps: 2^(n + 64), or 2^(n + 256), is a normal number. */
-FN_INLINE vf vf_scaled(vf p, vf c) {
-    FN_EACH(p_, c.v[p_] = (fn_nf)(((fn_nu)c.v[p_] << 23) + (191u << 23)));
-    return vf_mul(vf_mul(p, c), vf_set1(0x1p-64f));
-}
-FN_INLINE vd vd_scaled(vd p, vd c) {
-    FN_EACH_D(p_, c.v[p_] = (fn_nd)(((fn_nul)c.v[p_] << 52) + ((uint64_t)1279 << 52)));
-    return vd_mul(vd_mul(p, c), vd_set1(0x1p-256));
-}
-#endif
+#define FN_RAISED32 0x1p64f
+#define FN_RAISED64 0x1p256
+#define FN_CARRIER32 (0x1.8p23f + 127 + 64)
+#define FN_CARRIER64 (0x1.8p52 + 1023 + 256)
+FN_INLINE vf vf_power(vf c) { FN_EACH(p, c.v[p] = (fn_nf)((fn_nu)c.v[p] << 23)); return c; }
+FN_INLINE vd vd_power(vd c) { FN_EACH_D(p, c.v[p] = (fn_nd)((fn_nl)c.v[p] << 52)); return c; }
 
 /* ---- lanes whose bit is set, the others cleared to +0 ---- */
 

@@ -12,10 +12,10 @@ from libc.string cimport memset
 
 from fastnorm._kernels.c cimport FN_STREAM, fn_ops
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport ceil_div, least, most, place_among
+from fastnorm._kernels.job cimport ceil_div, least, most
 
 cdef enum:
-    CHUNK = 8192  # elements: softmax takes some 0.5 ns each, so that a chunk is well above the price of handing it out
+    CHUNK = 8192  # elements: a gradient takes some 0.5 ns each, so that a chunk is well above the price of handing it out
     ROOM = 1048576  # bytes of a row that waits for its sum: it should stay in L2, or nearly
 
 
@@ -23,24 +23,23 @@ cdef inline Py_ssize_t chunk_rows(Py_ssize_t len) noexcept nogil:
     return 1 if len >= CHUNK else CHUNK // len
 
 
-# What a thread needs for a row that cannot wait in y, or that goes past the cache.
+# What a thread needs for two rows that cannot wait in y, or that go past the cache.
 cdef inline Py_ssize_t room_size(const fn_ops *ops, Py_ssize_t len, int logarithm, int flags) noexcept nogil:
     cdef Py_ssize_t size = ceil_div(len * most(ops.itemsize, sizeof(float)), 256) * 256 + 64
-    return size if not logarithm and size <= ROOM and (ops.itemsize < sizeof(float) or flags & FN_STREAM) else 0
+    return 2 * size if not logarithm and size <= ROOM and (ops.itemsize < sizeof(float) or flags & FN_STREAM) else 0
 
 
-cdef void softmax_chunk(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm, int flags,
+# One thread's share of the rows: in one piece, because a row is written while the next is read.
+cdef void softmax_share(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm, int flags,
                         char *rooms, int threads, Py_ssize_t u) noexcept nogil:
-    cdef Py_ssize_t size = chunk_rows(len), o = u * size * len * ops.itemsize
-    cdef char *room = NULL
-    if rooms != NULL:
-        room = rooms + place_among(threads) * room_size(ops, len, logarithm, flags)
-    ops.softmax(x + o, y + o, least(size, rows - u * size), len, logarithm, flags, room)
+    cdef Py_ssize_t first = u * rows // threads, end = (u + 1) * rows // threads, o = first * len * ops.itemsize
+    ops.softmax(x + o, y + o, end - first, len, logarithm, flags,
+                NULL if rooms == NULL else rooms + u * room_size(ops, len, logarithm, flags))
 
 
 cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm,
                        int flags) noexcept nogil:
-    cdef Py_ssize_t u, n = chunk_rows(len)
+    cdef Py_ssize_t u
     cdef int threads = threads_for(rows * len)
     cdef Py_ssize_t size = threads * room_size(ops, len, logarithm, flags)
     cdef char *memory = <char *> malloc(size + 63) if size > 0 else NULL
@@ -48,11 +47,10 @@ cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t row
     if memory != NULL:
         rooms = memory + (-<uintptr_t> memory) % 64
     if threads == 1:
-        for u in range((rows + n - 1) // n):
-            softmax_chunk(ops, x, y, rows, len, logarithm, flags, rooms, threads, u)
+        softmax_share(ops, x, y, rows, len, logarithm, flags, rooms, 1, 0)
     else:
-        for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads):
-            softmax_chunk(ops, x, y, rows, len, logarithm, flags, rooms, threads, u)
+        for u in prange(threads, schedule="static", num_threads=threads):
+            softmax_share(ops, x, y, rows, len, logarithm, flags, rooms, threads, u)
     free(memory)
 
 
