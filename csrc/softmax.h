@@ -209,20 +209,20 @@ FN_INLINE double NAME(softmax_step)(const NAME(finished) *f, const S *x, T *to, 
     ACC acc = ACC_ZERO();
     V m[4];
     EACH_OF(4, k) m[k] = SET1((T)-INFINITY);
-    ptrdiff_t i = 0, head = stream ? (ptrdiff_t)((-(uintptr_t)f->y & 63) / sizeof(S)) : 0;
+    ptrdiff_t i = 0, first = stream ? (ptrdiff_t)((-(uintptr_t)f->y & 63) / sizeof(S)) : 0;
 #define OUT(j, n) NAME(finish)(f, from + (j), n, logarithm)
     ptrdiff_t from = 0;
-    EACH_IN_OUTPUT(f->y, head, 0);
+    EACH_IN_OUTPUT(f->y, first, 0);
     if (stream) fn_prefetch_l1(f->y + len);
-    for (; i <= len - head - step; i += step) {
+    for (; i <= len - first - step; i += step) {
         ptrdiff_t j = 0;
-        S *into = f->y + (from = head + i);
+        S *into = f->y + (from = first + i);
         if (stream) FETCH_L1(later + i + 4096 / (ptrdiff_t)sizeof(S), step); /* into L2: 1.15 of the time */
         acc = NAME(exps_add)(acc, x + i, to ? to + i : NULL, step, p, logarithm);
         NAME(max4)(m, later + i);
         if (stream) FULL_STREAM(4 * LANES); else FULL_STORE(4 * LANES);
     }
-    from = head + i;
+    from = first + i;
     EACH_IN_OUTPUT(f->y + from, len - from, stream);
 #undef OUT
     *max = NAME(max_of)(m, later + i, len - i);
