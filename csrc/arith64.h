@@ -39,8 +39,8 @@
 #define KEEP vd_keep
 #define LOG2_E 1.4426950408889634074
 #define EXP_SMALLEST -746.0 /* exp of it rounds to 0 */
-#define LN2_HI LN2_HI64
-#define LN2_LO LN2_LO64
+#define LN2_HI 6.93145751953125e-1
+#define LN2_LO 1.42860682030941723212e-6
 #define EXP_TERMS 12
 #define exp_terms fn_exp_terms64
 #define COLUMNS_AT_ONCE (FN_NATIVE_D / 16) /* their gamma, dgamma and dbeta in twelve registers */

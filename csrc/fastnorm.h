@@ -161,9 +161,9 @@ typedef struct {
        wait there for their sum; without it none is streamed, and exps of a half type are computed twice. (Log-softmax needs none.) */
     void (*softmax)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags, void *room);
     void (*softmax_grad)(const void *dy, const void *y, void *dx, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags);
-    /* out = max, log Σ, Σ w·(x - max - log Σ) with Σ = Σexp(x - max) over one row, and the sum that the gradient asks for. */
+    /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max) over one row. */
     void (*lse)(const void *x, ptrdiff_t len, const double *weight, double out[4]);
-    /* dx = a·exp(x - max)/Σ - c·weight, and b less at `target`; max and sum from lse. */
+    /* dx = a·exp(x - max)/sum - c·weight, and b less at `target`. */
     void (*cross_entropy_grad)(const void *x, void *dx, ptrdiff_t len, double max, double sum, double a, double c,
                                const double *weight, ptrdiff_t target, double b);
     /* y = x·scale where a random word is at least `threshold`, else 0; a bit per element says which. len ≤ FN_CHUNK; bits may be NULL. */

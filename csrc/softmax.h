@@ -30,66 +30,43 @@ FN_INLINE V NAME(exp)(V hi, V lo) {
     return hi;
 }
 
-/* What exponents of a row are taken from, or else they would overflow. Near zero that is N·ln 2 with N = round(max·log2 e): x is reduced
-   by m = n + N times ln 2 as if it stood alone, without the rounding of x - max, which would cost |x - max|/2 ULP. Farther away it is max,
-   and what the difference loses is kept. Either way a sum of them is some max's exp, `top`, times Σexp(x - max). No x counts for less
-   than `least`. c - zero = m; rest = max - N·ln 2. */
-typedef struct { V max, least, zero; double rest; int near; } NAME(pivot);
+/* exp(x - max) of a row. The difference must not be rounded: that would cost |x - max|/2 ULP. Near zero it serves to choose n alone:
+   x and max are each reduced, by m = n + N and by N = round(max·log2 e) times ln 2, to numbers below 1 whose difference is r. Farther
+   away what the difference loses is kept. x = max gives 1 exactly. exp is 0 below `least`; c - zero = m; rest = max - N·ln 2. */
+typedef struct { V max, least, zero, rest; int near; } NAME(pivot);
 
 FN_INLINE NAME(pivot) NAME(pivot_of)(T max) {
     V top = SET1(max), carrier = SET1(EXP_CARRIER), n = SUB(MUL_ADD(carrier, top, SET1(LOG2_E)), carrier);
-    NAME(pivot) p = {top, ADD(top, SET1(EXP_SMALLEST)), SUB(carrier, n), 0, max >= -256 && max <= 256};
-    T number[LANES];
-    STORE_T(number, n);
-    if (p.near) p.rest = ((double)max - (double)number[0] * LN2_HI64) - (double)number[0] * LN2_LO64;
+    NAME(pivot) p = {top, ADD(top, SET1(EXP_SMALLEST)), SUB(carrier, n),
+                     MUL_ADD(ADD_EXACT(top, n, SET1(-LN2_HI)), n, SET1(-LN2_LO)), max >= -256 && max <= 256};
     return p;
 }
 
-/* x[k] becomes its exp. */
+/* x[k] becomes exp(x[k] - max)·EXP_RAISED. */
 FN_INLINE void NAME(exp_near)(V *x, const NAME(pivot) *p, int count) {
     V c[EXP_AT_ONCE], m[EXP_AT_ONCE], r[EXP_AT_ONCE];
     EACH_OF(count, k) x[k] = HOLD(AT_LEAST(x[k], p->least));
-    EACH_OF(count, k) c[k] = HOLD(MUL_ADD(p->zero, x[k], SET1(LOG2_E)));
+    EACH_OF(count, k) c[k] = HOLD(MUL_ADD(SET1(EXP_CARRIER), SUB(x[k], p->max), SET1(LOG2_E)));
     EACH_OF(count, k) m[k] = HOLD(SUB(c[k], p->zero));
     EACH_OF(count, k) r[k] = HOLD(ADD_EXACT(x[k], m[k], SET1(-LN2_HI)));
-    EACH_OF(count, k) r[k] = HOLD(MUL_ADD(r[k], m[k], SET1(-LN2_LO)));
+    EACH_OF(count, k) r[k] = HOLD(SUB(MUL_ADD(r[k], m[k], SET1(-LN2_LO)), p->rest));
     NAME(exp_rest)(x, r, c, count);
 }
 FN_OUTLINE V NAME(exp_far)(V x, V max) {
     V d = SUB(x, max), t = SUB(d, x);
     return NAME(exp)(d, SUB(SUB(x, SUB(d, t)), ADD(max, t)));
 }
-FN_INLINE V NAME(exp_one)(V x, const NAME(pivot) *p) {
-    if (FN_LIKELY(p->near)) NAME(exp_near)(&x, p, 1); else x = NAME(exp_far)(x, p->max);
-    return x;
-}
 FN_INLINE void NAME(exp_some)(V *x, const NAME(pivot) *p, int count) {
     if (FN_LIKELY(p->near)) NAME(exp_near)(x, p, count);
     else EACH_OF(count, k) x[k] = NAME(exp_far)(x[k], p->max);
 }
-
-/* log Σexp(x - max) of the sum that these exps have. One near 1 is divided by what max gave, because a small cost is the log of 1 and a
-   little. */
-FN_INLINE double NAME(log_sum)(double sum, const NAME(pivot) *p) {
-    T top[LANES];
-    if (sum >= 3 * (double)EXP_RAISED) return fn_log(sum / EXP_RAISED) - p->rest;
-    STORE_T(top, NAME(exp_one)(p->max, p));
-    return fn_log(sum / (double)top[0]);
+FN_INLINE V NAME(exp_one)(V x, const NAME(pivot) *p) {
+    NAME(exp_some)(&x, p, 1);
+    return LOWERED(x);
 }
 
-/* EXP_RAISED / sum in two parts; with both, equal values give 1/n to the last bit, and one that has all gives 1. */
-typedef struct { V hi, lo; } NAME(shares);
-FN_INLINE NAME(shares) NAME(shares_of)(double sum) {
-    double q = EXP_RAISED / sum, lost = 0;
-    if (sizeof(T) == 8) { fn_dd p = fn_two_product(q, sum); lost = fn_low(((EXP_RAISED - p.hi) - p.lo) / sum); }
-    T hi = (T)q;
-    NAME(shares) s = {SET1(hi), SET1(sizeof(T) == 8 ? (T)lost : (T)(q - (double)hi))};
-    return s;
-}
-FN_INLINE V NAME(share)(V e, NAME(shares) s) { return LOWERED(MUL_ADD(MUL(e, s.lo), e, s.hi)); }
-
-/* Four vectors of a row of which `left` elements are left, and the way back. A vector beyond the end is max, a lane beyond it 0,
-   whose exp is not used. */
+/* Four vectors of a row of which `left` elements are left, and the way back. A vector beyond the end is max, a lane beyond it
+   0, whose exp is not used. */
 FN_INLINE ptrdiff_t NAME(exp_lanes)(ptrdiff_t left, int k) { left -= k * LANES; return left < 0 ? 0 : left < LANES ? left : LANES; }
 FN_INLINE void NAME(exp_load)(V *e, const S *x, ptrdiff_t left, const NAME(pivot) *p) {
     if (FN_LIKELY(left >= EXP_AT_ONCE * LANES)) EACH_OF(EXP_AT_ONCE, k) e[k] = LOAD(x + k * LANES);
@@ -148,34 +125,41 @@ FN_INLINE ACC NAME(exps_add)(ACC acc, const S *x, T *to, ptrdiff_t left, const N
     if (fine) return ACC_ADD4(acc, WIDE(e[0]), WIDE(e[1]), WIDE(e[2]), WIDE(e[3]));
     return ACC_ADD(acc, WIDE(ADD(ADD(e[0], e[1]), ADD(e[2], e[3]))));
 }
-FN_INLINE double NAME(exps_added)(ACC acc) { fn_dd s = ACC_SUM(acc); return s.hi + s.lo; }
-FN_INLINE double NAME(row_exps)(const S *x, T *to, ptrdiff_t len, const NAME(pivot) *p, int fine) {
+FN_INLINE double NAME(exps_added)(ACC acc) { fn_dd s = ACC_SUM(acc); return (s.hi + s.lo) / EXP_RAISED; }
+
+/* Σexp(x - max), whose terms are left at `to`, too large still. */
+FN_INLINE double NAME(row_exps)(const S *x, T *to, const S *soon, ptrdiff_t len, const NAME(pivot) *p, int fine) {
     ACC acc = ACC_ZERO();
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
         NAME(exp_fetch)(x + i, len);
+        if (soon) FETCH_L1(soon + i, EXP_AT_ONCE * LANES);
         acc = NAME(exps_add)(acc, x + i, to ? to + i : NULL, len - i, p, fine);
     }
     return NAME(exps_added)(acc);
 }
-FN_OUTLINE double NAME(exps)(const S *x, T *to, ptrdiff_t len, const NAME(pivot) *p) { return NAME(row_exps)(x, to, len, p, 0); }
-FN_OUTLINE double NAME(exp_sum)(const S *x, ptrdiff_t len, const NAME(pivot) *p) { return NAME(row_exps)(x, NULL, len, p, 1); }
+FN_OUTLINE double NAME(exps)(const S *x, T *to, ptrdiff_t len, const NAME(pivot) *p) { return NAME(row_exps)(x, to, NULL, len, p, 0); }
+/* What lies at `soon` (or NULL) is fetched meanwhile: the row's output, whose lines would be waited for. */
+FN_OUTLINE double NAME(exp_sum)(const S *x, const S *soon, ptrdiff_t len, const NAME(pivot) *p) {
+    return NAME(row_exps)(x, NULL, soon, len, p, 1);
+}
 
-/* y = exp(x)·factor. It rounds before it is multiplied, so that what is 0 remains 0. */
-FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, T factor) {
+/* y = exp(x - max)·factor of exps that are too large still or, `lowered`, are rounded first, so that one of 0 remains 0. */
+FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, T factor, int lowered) {
     V scale = SET1(factor);
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
         V e[EXP_AT_ONCE];
         NAME(exp_load)(e, x + i, len - i, p);
         NAME(exp_fetch)(x + i, len);
         NAME(exp_some)(e, p, EXP_AT_ONCE);
-        EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(LOWERED(e[k]), scale);
+        EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(lowered ? LOWERED(e[k]) : e[k], scale);
         NAME(exp_store)(e, y + i, len - i);
     }
 }
 
-/* Rows of so many lines are streamed beyond the cache (0.8 of the time, where what is read is fetched meanwhile). The line that two rows
-   share is written in two parts; it is fetched before, or else it costs as much as a dozen others. */
-FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int lines, int flags) { return flags & FN_STREAM && len >= lines * LINE; }
+/* Rows that are streamed beyond the cache (0.8 of the time, where what is read is fetched meanwhile). */
+FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int flags) { return flags & FN_STREAM && len >= 32 * LINE; }
+/* Of a row that waits for its sum. */
+FN_INLINE ptrdiff_t NAME(room_size)(ptrdiff_t len) { return ((len * (ptrdiff_t)sizeof(T) + 255) / 256 * 256 + 64) / (ptrdiff_t)sizeof(T); }
 
 /* OUT over a row of an output, streamed or not, four vectors at a time. */
 #define EACH_IN_OUTPUT(to, len, stream)                                                                                  \
@@ -194,41 +178,80 @@ FN_INLINE int NAME(softmax_streams)(ptrdiff_t len, int lines, int flags) { retur
 #define FULL_STORE(n) FULL_TO(STORE, n)
 #define PART(n) STORE_N(into + j, OUT(j, n), n)
 
-/* A row whose sum is known: y = e·(hi + lo) of its exps or, of log-softmax, x - hi - lo. */
-typedef struct { const T *e; const S *x; S *y; NAME(shares) by; } NAME(finished);
+/* A row whose sum is known: y = e·hi of its exps or, of log-softmax, x - hi - lo. Streamed rows meet within cache lines; what the
+   one `before` leaves of such a line waits in the seam, as this one's does for the one `after`. */
+typedef struct { const T *e; const S *x; S *y; V hi, lo; S *seam; int before, after; } NAME(finished);
 FN_INLINE V NAME(finish)(const NAME(finished) *f, ptrdiff_t j, ptrdiff_t n, int logarithm) {
-    if (logarithm) return SUB(SUB(NAME(col_load)(f->x + j, n), f->by.hi), f->by.lo);
-    return NAME(share)(sizeof(S) == sizeof(T) ? NAME(col_load)((const S *)f->e + j, n) : LOAD_T(f->e + j), f->by);
+    if (logarithm) return SUB(SUB(NAME(col_load)(f->x + j, n), f->hi), f->lo);
+    return MUL(sizeof(S) == sizeof(T) ? NAME(col_load)((const S *)f->e + j, n) : LOAD_T(f->e + j), f->hi);
 }
 
-/* A finished row is written while the next one's exps are found, and the maximum of the one after that: each alone would wait, for
-   memory, for the sum or for the maximum. (Rows of 1000 take three quarters of the time beyond the cache.) */
+#define OUT(j, n) NAME(finish)(f, from + (j), n, logarithm)
+/* Up to the first whole line, if lines matter: how many elements. */
+FN_INLINE ptrdiff_t NAME(finish_head)(const NAME(finished) *f, int logarithm, int stream) {
+    ptrdiff_t from = 0, in = stream ? NAME(into_line)(f->y) : 0, first = in ? LINE - in : 0;
+    EACH_IN_OUTPUT(f->before ? f->seam + in : f->y, first, 0);
+    if (first && f->before) fn_stream_line(f->y - in, f->seam);
+    return first;
+}
+FN_INLINE void NAME(finish_rest)(const NAME(finished) *f, ptrdiff_t from, ptrdiff_t len, int logarithm, int stream) {
+    ptrdiff_t last = stream && f->after ? NAME(into_line)(f->y + len) : 0;
+    EACH_IN_OUTPUT(f->y + from, len - last - from, stream);
+    from = len - last;
+    EACH_IN_OUTPUT(f->seam, last, 0);
+}
+/* What a row's maximum and sum make of it. */
+FN_INLINE NAME(finished) NAME(finished_of)(const S *x, S *y, const T *e, T max, double sum, int logarithm) {
+    NAME(finished) f = {e, x, y, SET1(0), SET1(0), NULL, 0, 0};
+    if (logarithm) { /* max + log Σ as hi + lo: x - hi is exact where it is small */
+        fn_dd lse = fn_two_sum((double)max, fn_log(sum));
+        T high = (T)lse.hi;
+        f.hi = SET1(high);
+        f.lo = SET1((T)((lse.hi - (double)high) + lse.lo));
+    } else f.hi = SET1((T)(1 / (EXP_RAISED * sum)));
+    return f;
+}
+
+/* Short rows, one after the other. The next maximum is looked for before a row is written, so that nobody waits for maximum, sum and
+   inverse (0.9 of the time). Without room exps of a half type are computed again. */
+FN_INLINE void NAME(softmax_rows)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t len, T *room, int logarithm) {
+    int half = sizeof(S) < sizeof(T);
+    T next = NAME(row_max)(x, len), max, *e = half ? room : (T *)y;
+    for (; rows > 0; rows--, x += len, y += len) {
+        NAME(pivot) p = NAME(pivot_of)(max = next);
+        double sum = logarithm ? NAME(exp_sum)(x, y, len, &p) : NAME(exps)(x, e, len, &p);
+        if (rows > 1) next = NAME(row_max)(x + len, len);
+        NAME(finished) f = NAME(finished_of)(x, y, e, max, sum, logarithm);
+        if (half && !room && !logarithm) NAME(exps_scaled)(x, y, len, &p, (T)(1 / (EXP_RAISED * sum)), 0);
+        else NAME(finish_rest)(&f, 0, len, logarithm, 0);
+        if (!half) e += len;
+    }
+}
+
+/* Long rows: a finished one is written while the next one's exps are found, and the maximum of the one after that: each alone would wait, for
+   memory, for the sum or for the maximum. (Rows of 1000 take 0.8 of the time beyond the cache and 0.9 in it, those of 256 1.15.) */
 FN_INLINE double NAME(softmax_step)(const NAME(finished) *f, const S *x, T *to, const NAME(pivot) *p, const S *later, T *max,
                                     ptrdiff_t len, int logarithm, int stream) {
-    const ptrdiff_t step = EXP_AT_ONCE * LANES;
+    const ptrdiff_t step = EXP_AT_ONCE * LANES, first = NAME(finish_head)(f, logarithm, stream);
     ACC acc = ACC_ZERO();
     V m[4];
     EACH_OF(4, k) m[k] = SET1((T)-INFINITY);
-    ptrdiff_t i = 0, first = stream ? (ptrdiff_t)((-(uintptr_t)f->y & 63) / sizeof(S)) : 0;
-#define OUT(j, n) NAME(finish)(f, from + (j), n, logarithm)
-    ptrdiff_t from = 0;
-    EACH_IN_OUTPUT(f->y, first, 0);
-    if (stream) fn_prefetch_l1(f->y + len);
+    ptrdiff_t i = 0;
     for (; i <= len - first - step; i += step) {
-        ptrdiff_t j = 0;
-        S *into = f->y + (from = first + i);
+        ptrdiff_t from = first + i, j = 0;
+        S *into = f->y + from;
         if (stream) FETCH_L1(later + i + 4096 / (ptrdiff_t)sizeof(S), step); /* into L2: 1.15 of the time */
         acc = NAME(exps_add)(acc, x + i, to ? to + i : NULL, step, p, logarithm);
         NAME(max4)(m, later + i);
         if (stream) FULL_STREAM(4 * LANES); else FULL_STORE(4 * LANES);
     }
-    from = first + i;
-    EACH_IN_OUTPUT(f->y + from, len - from, stream);
-#undef OUT
     *max = NAME(max_of)(m, later + i, len - i);
-    for (; i < len; i += step) acc = NAME(exps_add)(acc, x + i, to ? to + i : NULL, len - i, p, logarithm);
-    return NAME(exps_added)(acc);
+    for (ptrdiff_t j = i; j < len; j += step) acc = NAME(exps_add)(acc, x + j, to ? to + j : NULL, len - j, p, logarithm);
+    double sum = NAME(exps_added)(acc);
+    NAME(finish_rest)(f, first + i, len, logarithm, stream); /* last, while maximum and sum come out of their vectors */
+    return sum;
 }
+#undef OUT
 FN_OUTLINE double NAME(softmax_next)(const NAME(finished) *f, const S *x, T *to, const NAME(pivot) *p, const S *later, T *max,
                                      ptrdiff_t len, int logarithm, int stream) {
     if (logarithm) return NAME(softmax_step)(f, x, NULL, p, later, max, len, 1, stream);
@@ -237,39 +260,31 @@ FN_OUTLINE double NAME(softmax_next)(const NAME(finished) *f, const S *x, T *to,
 
 FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags, void *roomv) {
     const S *x = xv;
-    S *y = yv;
-    int half = sizeof(S) < sizeof(T), stream = NAME(softmax_streams)(len, 8, flags) && (logarithm || roomv);
-    T *room = half || stream ? roomv : NULL, *other = room ? room + (len * (ptrdiff_t)sizeof(T) + 255) / 256 * 256 / (ptrdiff_t)sizeof(T) + 64 / (ptrdiff_t)sizeof(T) : NULL;
-    if (rows == 0) return;
-    if (half && !room && !logarithm) { /* exps are computed again */
-        for (ptrdiff_t r = 0; r < rows; r++, x += len, y += len) {
-            NAME(pivot) p = NAME(pivot_of)(NAME(row_max)(x, len));
-            NAME(exps_scaled)(x, y, len, &p, (T)(EXP_RAISED / NAME(exps)(x, NULL, len, &p)));
-        }
+    S *y = yv, seam[LINE] __attribute__((aligned(64)));
+    T *room = roomv, *other = room ? room + NAME(room_size)(len) : NULL;
+    int half = sizeof(S) < sizeof(T), stream = NAME(softmax_streams)(len, flags) && (logarithm || room);
+    if (rows < 2 || len < 32 * LINE || (half && !room && !logarithm)) {
+        if (rows > 0 && logarithm) NAME(softmax_rows)(x, y, rows, len, room, 1);
+        else if (rows > 0) NAME(softmax_rows)(x, y, rows, len, room, 0);
         return;
     }
-    T top = NAME(row_max)(x, len), next = rows > 1 ? NAME(row_max)(x + len, len) : top;
-    NAME(pivot) p = NAME(pivot_of)(top);
-    T *e = room ? room : (T *)y;
-    double sum = logarithm ? NAME(exp_sum)(x, len, &p) : NAME(exps)(x, e, len, &p);
+    if (!half && !stream) room = NULL;
+    T max = NAME(row_max)(x, len), *e = room ? room : half ? NULL : (T *)y;
+    NAME(pivot) p = NAME(pivot_of)(max);
+    double sum = logarithm ? NAME(exp_sum)(x, NULL, len, &p) : NAME(exps)(x, e, len, &p);
+    T next = NAME(row_max)(x + len, len);
     for (ptrdiff_t left = rows; left > 0; left--, x += len, y += len) {
-        NAME(finished) f = {e, x, y, {SET1(0), SET1(0)}};
-        if (logarithm) { /* max + log Σ as hi + lo: x - hi is exact where it is small */
-            fn_dd lse = fn_two_sum((double)top, NAME(log_sum)(sum, &p));
-            T high = (T)lse.hi;
-            f.by.hi = SET1(high);
-            f.by.lo = SET1((T)((lse.hi - (double)high) + lse.lo));
-        } else f.by = NAME(shares_of)(sum);
+        NAME(finished) f = NAME(finished_of)(x, y, e, max, sum, logarithm);
+        f.seam = seam;
+        f.before = left < rows;
+        f.after = left > 1;
         if (left == 1) {
-#define OUT(j, n) NAME(finish)(&f, j, n, logarithm)
-            EACH_IN_OUTPUT(y, len, stream);
-#undef OUT
+            NAME(finish_rest)(&f, NAME(finish_head)(&f, logarithm, stream), len, logarithm, stream);
             break;
         }
-        T *to = room ? (e == room ? other : room) : (T *)(y + len);
-        p = NAME(pivot_of)(top = next);
-        sum = NAME(softmax_next)(&f, x + len, to, &p, left > 2 ? x + 2 * len : x + len, &next, len, logarithm, stream);
-        e = to;
+        if (!logarithm) e = !room ? e + len : e == room ? other : room;
+        p = NAME(pivot_of)(max = next);
+        sum = NAME(softmax_next)(&f, x + len, e, &p, left > 2 ? x + 2 * len : x + len, &next, len, logarithm, stream);
     }
     if (stream) fn_fence();
 }
@@ -300,7 +315,7 @@ FN_INLINE T NAME(softmax_dot)(const S *dy, const S *y, ptrdiff_t len, int logari
 /* softmax: dx = y·(dy - Σdy·y), streamed beyond the cache; log-softmax: dx = dy - exp(y)·Σdy. */
 FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
     NAME(pivot) zero = NAME(pivot_of)(0);
-    int stream = !logarithm && NAME(softmax_streams)(len, 32, flags);
+    int stream = !logarithm && NAME(softmax_streams)(len, flags);
     for (ptrdiff_t r = 0; r < rows; r++) {
         const S *dy = (const S *)dyv + r * len, *y = (const S *)yv + r * len;
         S *dx = (S *)dxv + r * len;
@@ -317,7 +332,7 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             NAME(exp_store)(e, dx + i, len - i);
         }
 #define OUT(j, n) MUL(NAME(col_load)(y + (j), n), SUB(NAME(col_load)(dy + (j), n), sum))
-        if (stream) fn_prefetch_l1(dx + len);
+        if (stream) fn_prefetch_l1(dx + len); /* the line that two rows share is written in two parts; not fetched, it costs a dozen others */
         if (!logarithm) EACH_IN_OUTPUT(dx, len, stream);
 #undef OUT
     }
@@ -329,37 +344,34 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
 #undef FULL_TO
 #undef EACH_IN_OUTPUT
 
-/* out = max, log Σ, Σ w·(x - max - log Σ), the sum of exps, with Σ = Σexp(x - max): x - max - log Σ is the log-likelihood. */
+/* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max): x - max - log Σ is the log-likelihood. */
 FN_OUTLINE void NAME(lse)(const void *xv, ptrdiff_t len, const double *weight, double out[4]) {
     const S *x = xv;
     T top = NAME(row_max)(x, len);
     NAME(pivot) p = NAME(pivot_of)(top);
     out[0] = (double)top;
-    out[3] = NAME(exp_sum)(x, len, &p);
-    out[1] = NAME(log_sum)(out[3], &p);
+    out[3] = NAME(exp_sum)(x, NULL, len, &p);
+    out[1] = fn_log(out[3]);
     out[2] = 0;
     if (weight)
         for (ptrdiff_t i = 0; i < len; i++) out[2] += weight[i] * ((TO_DOUBLE(x[i]) - out[0]) - out[1]);
 }
 
-/* dx = a·p - c·weight, with b less at `target`; p = exp/sum. There p is taken as softmax takes it: a certain class leaves nothing. */
+/* dx = a·p - c·weight, with b less at `target`; p = exp(x - max)/sum. */
 FN_OUTLINE void NAME(cross_entropy_grad)(const void *xv, void *dxv, ptrdiff_t len, double max, double sum, double a, double c,
                                          const double *weight, ptrdiff_t target, double b) {
     const S *x = xv;
     S *dx = dxv;
     NAME(pivot) p = NAME(pivot_of)((T)max);
-    T factor = (T)(EXP_RAISED * a / sum), t[LANES], u[LANES];
+    V scale = SET1((T)(a / sum));
+    T t[LANES];
     ptrdiff_t at = target >= 0 ? target / LANES * LANES : 0, n = len - at < LANES ? len - at : LANES;
-    if (target >= 0) { /* before dx, which may be x */
-        V e = NAME(exp_one)(NAME(col_load)(x + at, n), &p);
-        STORE_T(t, MUL(LOWERED(e), SET1(factor)));
-        STORE_T(u, MUL(NAME(share)(e, NAME(shares_of)(sum)), SET1((T)a)));
-        t[target - at] = u[target - at];
-    }
-    if (!weight) NAME(exps_scaled)(x, dx, len, &p, factor);
+    if (target >= 0) STORE_T(t, MUL(NAME(exp_one)(NAME(col_load)(x + at, n), &p), scale)); /* before dx, which may be x */
+    if (!weight) NAME(exps_scaled)(x, dx, len, &p, (T)(a / sum), 1);
     for (ptrdiff_t i = 0; weight && i < len; i += LANES) {
         ptrdiff_t m = len - i < LANES ? len - i : LANES;
-        STORE_T(u, MUL(LOWERED(NAME(exp_one)(NAME(col_load)(x + i, m), &p)), SET1(factor)));
+        T u[LANES];
+        STORE_T(u, MUL(NAME(exp_one)(NAME(col_load)(x + i, m), &p), scale));
         for (ptrdiff_t k = 0; k < m; k++) u[k] -= (T)(c * weight[i + k]);
         if (m < LANES) STORE_N(dx + i, LOAD_T(u), m); else STORE(dx + i, LOAD_T(u));
     }

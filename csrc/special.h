@@ -6,10 +6,6 @@
 
 #include "vec.h"
 
-/* ln 2 in two parts, the first with so few bits that its products with exponents are exact. */
-#define LN2_HI64 6.93145751953125e-1
-#define LN2_LO64 1.42860682030941723212e-6
-
 /* (exp(r) - 1 - r) / r², |r| ≤ ln 2 / 2: for float a minimax polynomial (weighted least squares with Lawson's weights), which
    leaves exp a relative error of 3e-9; for double Taylor's series. */
 static const float fn_exp_terms32[5] __attribute__((unused)) =

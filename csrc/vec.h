@@ -272,8 +272,9 @@ FN_INLINE int vl_all(vl a) {
 }
 #endif
 
-/* ---- 2^n from c = n + FN_CARRIER32 or 64, which keeps n in its low bits: a carrier added rounds to an integer (halves to the even
-   one). Here and there n is 64, or 256, larger than what is carried, so that it is the exponent of a normal number. ---- */
+/* ---- 2^n from c = n + FN_CARRIER32 or 64. Adding the carrier rounds to an integer (halves to the even one), whose low bits are then those
+   of n and of an exponent's bias, so that a shift alone makes the number; with 64, or 256, on top: FN_RAISED times too large, it is never
+   subnormal. ---- */
 
 #define FN_RAISED32 0x1p64f
 #define FN_RAISED64 0x1p256

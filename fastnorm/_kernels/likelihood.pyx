@@ -16,7 +16,7 @@ from fastnorm._kernels.job cimport ceil_div, least, most
 
 cdef enum:
     CHUNK = 8192  # elements: a gradient takes some 0.5 ns each, so that a chunk is well above the price of handing it out
-    ROOM = 1048576  # bytes of a row that waits for its sum: it should stay in L2, or nearly
+    ROOM = 1048576  # bytes of each of two rows that wait for their sums: they should stay in L2, or nearly
 
 
 cdef inline Py_ssize_t chunk_rows(Py_ssize_t len) noexcept nogil:
