@@ -19,7 +19,7 @@ FN_INLINE void NAME(exp_rest)(V *x, V *r, V *c, int count) {
     EACH_OF(count, k) x[k] = MUL_ADD(c[k], p[k], r[k]);
 }
 
-/* exp(hi + lo) for hi ≤ 0, |lo| ≤ ulp(hi)/2; NaN gives NaN. */
+/* exp(hi + lo)·EXP_RAISED for hi ≤ 0, |lo| ≤ ulp(hi)/2; NaN gives NaN. */
 FN_INLINE V NAME(exp)(V hi, V lo) {
     V small = SET1(EXP_SMALLEST), carrier = SET1(EXP_CARRIER);
     lo = ZERO_BELOW(hi, small, lo);
@@ -32,7 +32,8 @@ FN_INLINE V NAME(exp)(V hi, V lo) {
 
 /* exp(x - max) of a row. The difference must not be rounded: that would cost |x - max|/2 ULP. Near zero it serves to choose n alone:
    x and max are each reduced, by m = n + N and by N = round(max·log2 e) times ln 2, to numbers below 1 whose difference is r. Farther
-   away what the difference loses is kept. x = max gives 1 exactly. exp is 0 below `least`; c - zero = m; rest = max - N·ln 2. */
+   away what the difference loses is kept. x = max gives 1 exactly. Below `least` exp would be rounded to 0; c - zero = m;
+   rest = max - N·ln 2. */
 typedef struct { V max, least, zero, rest; int near; } NAME(pivot);
 
 FN_INLINE NAME(pivot) NAME(pivot_of)(T max) {
@@ -122,7 +123,7 @@ FN_INLINE ACC NAME(exps_add)(ACC acc, const S *x, T *to, ptrdiff_t left, const N
     NAME(exp_some)(e, p, EXP_AT_ONCE);
     if (left < EXP_AT_ONCE * LANES) NAME(exp_clear)(e, left);
     if (to) NAME(exp_keep)(e, to, left);
-    if (fine) return ACC_ADD4(acc, WIDE(e[0]), WIDE(e[1]), WIDE(e[2]), WIDE(e[3]));
+    if (fine || FN_UNLIKELY(!p->near)) return ACC_ADD4(acc, WIDE(e[0]), WIDE(e[1]), WIDE(e[2]), WIDE(e[3]));
     return ACC_ADD(acc, WIDE(ADD(ADD(e[0], e[1]), ADD(e[2], e[3]))));
 }
 FN_INLINE double NAME(exps_added)(ACC acc) { fn_dd s = ACC_SUM(acc); return (s.hi + s.lo) / EXP_RAISED; }

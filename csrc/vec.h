@@ -272,7 +272,7 @@ FN_INLINE int vl_all(vl a) {
 }
 #endif
 
-/* ---- 2^n from c = n + FN_CARRIER32 or 64. Adding the carrier rounds to an integer (halves to the even one), whose low bits are then those
+/* ---- 2^n from c = n + FN_CARRIER32 or 64. Adding the carrier rounds to an integer (halves to the odd one), whose low bits are then those
    of n and of an exponent's bias, so that a shift alone makes the number; with 64, or 256, on top: FN_RAISED times too large, it is never
    subnormal. ---- */
 
