@@ -110,6 +110,20 @@ def test_gradient_is_softmax_minus_onehot_over_n(rng: np.random.Generator) -> No
     np.testing.assert_allclose(fn.cross_entropy_backward(1.0, ctx).dlogits, dlogits)
 
 
+@every_dtype
+def test_masked_classes_have_no_gradient(dtype: str) -> None:
+    """A logit of -Inf gets exactly 0, wherever the row's maximum lies and however large the loss's own gradient."""
+    t = dtype_of(dtype)
+    x = np.full((401, 5), -np.inf).astype(t)
+    x[:, 0] = np.linspace(-20, 20, 401)
+    x[::2, 3] = x[::2, 0]
+    targets = np.zeros(401, int)
+    for weight in (None, np.full(5, 0.3, compute_type(x))):
+        _, ctx = fn.cross_entropy_forward(x, targets, weight, reduction="sum")
+        for scale in (1.0, 100.0, 1e30):
+            assert not fn.cross_entropy_backward(scale, ctx).dlogits[:, [1, 2, 4]].any(), f"scale {scale}"
+
+
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
 def test_targets_of_any_integer_type_and_memory(kind: Any, rng: np.random.Generator) -> None:
     call = problem(rng, (12, 19), 1, np.float32)
