@@ -229,8 +229,8 @@ FN_INLINE void NAME(softmax_rows)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t le
     }
 }
 
-/* Long rows: a finished one is written while the next one's exps are found, and the maximum of the one after that: each alone would wait, for
-   memory, for the sum or for the maximum. (Rows of 1000 take 0.8 of the time beyond the cache and 0.9 in it, those of 256 1.15.) */
+/* Long rows: a finished one is written while the next one's exps are found, and the maximum of the one after that: each alone would wait,
+   for memory, for the sum or for the maximum. (Rows of 1000 take 0.8 of the time beyond the cache and 0.9 in it, those of 256 1.15.) */
 FN_INLINE double NAME(softmax_step)(const NAME(finished) *f, const S *x, T *to, const NAME(pivot) *p, const S *later, T *max,
                                     ptrdiff_t len, int logarithm, int stream) {
     const ptrdiff_t step = EXP_AT_ONCE * LANES, first = NAME(finish_head)(f, logarithm, stream);
@@ -264,16 +264,17 @@ FN_OUTLINE void NAME(softmax)(const void *xv, void *yv, ptrdiff_t rows, ptrdiff_
     S *y = yv, seam[LINE] __attribute__((aligned(64)));
     T *room = roomv, *other = room ? room + NAME(room_size)(len) : NULL;
     int half = sizeof(S) < sizeof(T), stream = NAME(softmax_streams)(len, flags) && (logarithm || room);
-    if (rows < 2 || len < 32 * LINE || (half && !room && !logarithm)) {
-        if (rows > 0 && logarithm) NAME(softmax_rows)(x, y, rows, len, room, 1);
-        else if (rows > 0) NAME(softmax_rows)(x, y, rows, len, room, 0);
+    if (rows == 0) return;
+    if (len < 32 * LINE || (half && !room && !logarithm)) {
+        if (logarithm) NAME(softmax_rows)(x, y, rows, len, room, 1);
+        else NAME(softmax_rows)(x, y, rows, len, room, 0);
         return;
     }
     if (!half && !stream) room = NULL;
     T max = NAME(row_max)(x, len), *e = room ? room : half ? NULL : (T *)y;
     NAME(pivot) p = NAME(pivot_of)(max);
     double sum = logarithm ? NAME(exp_sum)(x, NULL, len, &p) : NAME(exps)(x, e, len, &p);
-    T next = NAME(row_max)(x + len, len);
+    T next = rows > 1 ? NAME(row_max)(x + len, len) : max;
     for (ptrdiff_t left = rows; left > 0; left--, x += len, y += len) {
         NAME(finished) f = NAME(finished_of)(x, y, e, max, sum, logarithm);
         f.seam = seam;
