@@ -15,7 +15,7 @@ from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.job cimport ceil_div, least, most
 
 cdef enum:
-    CHUNK = 8192  # elements: a gradient takes some 0.5 ns each, so that a chunk is well above the price of handing it out
+    CHUNK = 8192  # elements: a gradient takes 0.2 to 0.3 ns each in cache, a chunk some 2 µs
     ROOM = 1048576  # bytes of each of two rows that wait for their sums: they should stay in L2, or nearly
 
 
