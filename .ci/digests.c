@@ -162,6 +162,16 @@ static void neighbours(data_t *d, int level, const char *dtype) {
         o->fence();
         eat_storage(d, d->y);
         eat_storage(d, d->z);
+        for (int r = 0, left = 0; r + 1 < ROWS; r++) { /* and each while the next is summed */
+            ptrdiff_t at = r * len * o->itemsize, next = at + len * o->itemsize;
+            const char *x = d->x, *dy = d->dy;
+            fn_sums sums;
+            left = o->grad_turns(dy + at, x + at, (char *)d->y + at, s, p + r, g + r, FN_STREAM | FN_LEAVE | (which % 2 ? FN_RELU : 0),
+                                 left ? p + r - 1 : NULL, left ? g + r - 1 : NULL, dy + next, x + next, p + r + 1, &sums);
+            eat_doubles(&sums.sum, 4);
+        }
+        o->fence();
+        eat_storage(d, d->y);
     }
     report(level, dtype, "neighbours");
 }

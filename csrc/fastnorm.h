@@ -107,6 +107,11 @@ typedef struct {
                       const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead, const fn_norm *before,
                       const fn_grad *g_before);
 
+    /* dx of these spans, streamed, as by grad_apply without a residual; and meanwhile the sums of as many others, as by grad_sums. */
+    int (*grad_turns)(const void *dy, const void *x, void *dx, fn_spans s, const fn_norm *p, const fn_grad *g, int flags,
+                      const fn_norm *before, const fn_grad *g_before, const void *dy_next, const void *x_next,
+                      const fn_norm *p_next, fn_sums *out);
+
     /* ---- the same for neighbouring channels under one statistic (`shared`, whose scale is rstd), neither streamed nor with a
        residual: group norm. Of dx's numbers a is each channel's own. ---- */
     void (*group_affine)(const void *x, void *y, const fn_channels *c, const fn_norm *shared, int flags, ptrdiff_t ahead);

@@ -78,6 +78,9 @@ cdef extern from "fastnorm.h" nogil:
         int grad_apply(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, fn_spans s,
                        const fn_norm *p, const fn_grad *g, int flags, Py_ssize_t ahead, const fn_norm *before,
                        const fn_grad *g_before) noexcept nogil
+        int grad_turns(const void *dy, const void *x, void *dx, fn_spans s, const fn_norm *p, const fn_grad *g, int flags,
+                       const fn_norm *before, const fn_grad *g_before, const void *dy_next, const void *x_next,
+                       const fn_norm *p_next, fn_sums *out) noexcept nogil
         void group_affine(const void *x, void *y, const fn_channels *c, const fn_norm *shared, int flags,
                           Py_ssize_t ahead) noexcept nogil
         void group_grad_sums(const void *dy, const void *x, const fn_channels *c, const fn_norm *shared, int flags,

@@ -15,7 +15,7 @@ from fastnorm._kernels.c cimport (
 )
 from fastnorm._kernels.core cimport threads_for
 from fastnorm._kernels.extent cimport (
-    BESIDE, NEAR_BYTES, Before, Extent, ahead_of, block_size, extent_of, flags_of, grad_before, in_one_call, many, norm_before,
+    BESIDE, NEAR_BYTES, Before, Extent, ahead_of, block_size, by_turns, extent_of, flags_of, grad_before, in_one_call, many, norm_before,
     side_by_side, slot,
 )
 from fastnorm._kernels.job cimport (
@@ -189,22 +189,31 @@ cdef void sum_statistic(const Job *job, const Extent *e, Py_ssize_t i, const fn_
             fn_sums_add(sums + k, &part)
 
 
+cdef void sum_alone(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
+    cdef fn_norm shared = shared_norm(job, i, statistic_size(job))
+    sum_statistic(job, e, i, &shared, sums)
+
+
 cdef void sum_nth_slot(const Job *job, const Extent *e, Py_ssize_t u, fn_sums *out) noexcept nogil:
     cdef Py_ssize_t unit = u // e.channel_slots, i = unit // e.channels, k = unit % e.channels
     cdef fn_norm p = norm_of(job, i, unit % job.c, statistic_size(job))
     sum_slot(job, e, i, k, u % e.channel_slots, &p, out)
 
 
-cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums, Before *b, bint more) noexcept nogil:
-    cdef Py_ssize_t k, first = i * e.channels, channel = first % job.c
+# dx's numbers of statistic i, but for a, which is each channel's.
+cdef inline fn_grad statistic_grad(const Job *job, const Extent *e, Py_ssize_t i, const fn_sums *sums) noexcept nogil:
+    cdef Py_ssize_t first = i * e.channels, channel = first % job.c
+    cdef fn_sums total = weigh(job, channel, e.channels, sums + first)
+    return grad_of(job, i, channel, statistic_size(job), &total)
+
+
+cdef void differentiate_statistic(const Job *job, const Extent *e, Py_ssize_t i, const fn_sums *sums, Before *b,
+                                  bint more) noexcept nogil:
+    cdef Py_ssize_t k, channel = i * e.channels % job.c
     cdef Py_ssize_t o = i * e.step * job.ops.itemsize
-    cdef fn_sums total
     cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), p
-    cdef fn_grad g
+    cdef fn_grad g = statistic_grad(job, e, i, sums)
     cdef fn_channels channels = channels_of(job, channel, e.channels)
-    sum_statistic(job, e, i, &shared, sums + first)
-    total = weigh(job, channel, e.channels, sums + first)
-    g = grad_of(job, i, channel, statistic_size(job), &total)
     if in_one_call(job, e):
         job.ops.group_grad_apply(job.dy + o, job.x + o, job.y + o, &channels, &shared, &g, job.flags, ahead_of(job, e))
         return
@@ -219,12 +228,45 @@ cdef void backward_statistic(const Job *job, const Extent *e, Py_ssize_t i, fn_s
             b.norm, b.grad = p, g
 
 
+# The same of statistic i, and meanwhile the sums of the next one.
+cdef void differentiate_and_sum(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums, Before *b) noexcept nogil:
+    cdef Py_ssize_t j, k, offset = 0, o, next_o, first = (i + 1) * e.channels
+    cdef fn_norm shared = shared_norm(job, i, statistic_size(job)), next_shared = shared_norm(job, i + 1, statistic_size(job))
+    cdef fn_norm p, next_p
+    cdef fn_grad g = statistic_grad(job, e, i, sums)
+    cdef fn_spans piece
+    cdef fn_sums part
+    cdef int left
+    cdef bint within  # does a slot begin within a span, whose line it shares with the slot before?
+    for k in range(e.channels):
+        p = channel_norm(job, &shared, i * e.channels % job.c + k)
+        next_p = channel_norm(job, &next_shared, first % job.c + k)
+        g.a = p.scale  # b and c are the statistic's
+        for j in range(e.channel_slots):
+            piece = slot(e.channel, j, &offset)
+            within = offset % e.channel.stride > 0 if e.channel.count > 1 else offset > 0
+            o = (i * e.step + k * job.post + offset) * job.ops.itemsize
+            next_o = o + e.step * job.ops.itemsize
+            left = job.ops.grad_turns(job.dy + o, job.x + o, job.y + o, piece, &p, &g, flags_of(job, e, True),
+                                      &p if within else norm_before(b), &g if within else grad_before(b),
+                                      job.dy + next_o, job.x + next_o, &next_p, sums + first + k if j == 0 else &part)
+            if j > 0:
+                fn_sums_add(sums + first + k, &part)
+        b.left, b.norm, b.grad = left, p, g
+
+
 cdef void backward_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ssize_t last, fn_sums *sums) noexcept nogil:
+    cdef bint turns = by_turns(job, e)
     cdef Before b
     cdef Py_ssize_t i
     b.left = False
     for i in range(first, last):
-        backward_statistic(job, e, i, sums, &b, i + 1 < last)
+        if not turns or i == first:
+            sum_alone(job, e, i, sums + i * e.channels)
+        if turns and i + 1 < last:
+            differentiate_and_sum(job, e, i, sums, &b)
+        else:
+            differentiate_statistic(job, e, i, sums, &b, i + 1 < last)
     job.ops.fence()
 
 
@@ -291,11 +333,6 @@ cdef void combine_block(const Job *job, const Extent *e, Py_ssize_t first, Py_ss
         if b.left:
             b.norm, b.grad = p, g[unit]
     job.ops.fence()
-
-
-cdef void sum_alone(const Job *job, const Extent *e, Py_ssize_t i, fn_sums *sums) noexcept nogil:
-    cdef fn_norm shared = shared_norm(job, i, statistic_size(job))
-    sum_statistic(job, e, i, &shared, sums)
 
 
 cdef void spans_sums(const Job *job, fn_sums *sums) noexcept nogil:
