@@ -44,7 +44,7 @@
 #define EXP_TERMS 5
 #define exp_terms fn_exp_terms32
 #define COLUMNS_AT_ONCE (FN_NATIVE / 16) /* their gamma, dgamma and dbeta in twelve registers */
-#define ROWS_AT_ONCE (FN_LEVEL == 3 ? 2 : 1) /* their sums in sixteen */
+#define ROWS_AT_ONCE (FN_LEVEL == 3 ? FN_NATIVE_D / 16 : 1) /* their sums in sixteen */
 #define VECTORS_HELD (FN_LEVEL == 3 ? 16 : 4) /* between loads and stores */
 #define PUT8 vd_store_float /* eight doubles, rounded to the type of arithmetic */
 #define GET8 vd_load_float

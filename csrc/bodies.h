@@ -43,6 +43,11 @@
 #undef STORE
 #undef STORE_N
 #undef STREAM
+#undef LOAD_PAIR
+#undef STORE_PAIR
+#undef STREAM_PAIR
+#undef LOAD_SOME
+#undef STORE_SOME
 #undef ROUND
 #undef LOAD_T
 #undef LOAD_P

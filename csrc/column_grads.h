@@ -146,8 +146,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
                                          int has_res, int relu, int stream) {
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
-        fn_prefetch(x + j + ahead);                                                                                      \
-        fn_prefetch(dy + j + ahead);                                                                                     \
+        if (ahead) { fn_prefetch(x + j + ahead); fn_prefetch(dy + j + ahead); }                                          \
         NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
         GRAD(g, z, j, LANES)                                                                                             \
         if (dres) STORE(dres + j, g);                                                                                    \
@@ -168,7 +167,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
     } while (0)
     if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, x, dy, dx), rows, SOME);
     for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
-        if (stream) { fn_prefetch_l1(dx + stride); fn_prefetch_l1(dx + stride + w); }
+        if (stream) { NAME(fetch_shared)(dx + stride); NAME(fetch_shared)(dx + stride + w); }
         EACH_IN_ROW(dx, w, stream, FULL, PART);
         if (has_res) res += stride;
         if (dres) dres += stride;
@@ -229,7 +228,7 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
         }
 #define BODY(r, dr, has_res, relu, stream)                                                                               \
     EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
-                                                    a * w, a * stride, width, &v, &q, has_res, relu, stream))
+                                                    a * w, a * stride, flags & FN_NEXT ? width : 0, &v, &q, has_res, relu, stream))
         if (GENERIC || res)
             BODY(res ? res + done * stride : NULL, dres ? dres + done * stride : NULL, res != NULL, relu, 0)
         else if (relu) { if (stream) BODY(NULL, NULL, 0, 1, 1) else BODY(NULL, NULL, 0, 1, 0) }

@@ -280,7 +280,7 @@ FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, 
 
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
                                      const NAME(col_norms) *p, int has_res, int relu, int stream) {
-#define FULL(n) do { fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
+#define FULL(n) do { if (ahead) fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
     ptrdiff_t r = 0;
 #define SOME(count)                                                                                                      \
@@ -290,7 +290,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
     } while (0)
     if (!GENERIC && !stream) EACH_TOGETHER(4, rows, SOME);
     for (; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0) {
-        if (stream) { fn_prefetch_l1(y + stride); fn_prefetch_l1(y + stride + w); }
+        if (stream) { NAME(fetch_shared)(y + stride); NAME(fetch_shared)(y + stride + w); }
         EACH_IN_ROW(y, w, stream, FULL, PART);
     }
 #undef SOME
@@ -339,8 +339,8 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
             continue;
         }
 #define BODY(r, has_res, relu, stream) \
-    EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, width, \
-                                                &v, has_res, relu, stream))
+    EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, \
+                                                flags & FN_NEXT ? width : 0, &v, has_res, relu, stream))
         if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)
         else if (res) { if (stream) BODY(res + done * stride, 1, relu, 1) else BODY(res + done * stride, 1, relu, 0) }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1) else BODY(NULL, 0, 1, 0) }

@@ -14,13 +14,17 @@ FN_INLINE void NAME(evaluate_body)(const S *x, const S *res, S *y, ptrdiff_t cou
     NAME(affine_v) now = NUMBERS(0);
 #define OUT(v, i, n) NAME(col_out)(x + (i), has_res ? res + (i) : NULL, n, v, has_res, relu)
 #define NEXT_CHANNEL(next) (now = next, k++, end = end + post < count ? end + post : count)
-#define WHOLE(along)                                                                                                     \
-    for (; i <= end - (along) * LANES; i += (along) * LANES) {                                                           \
-        V z[AHEAD_OF_STORES];                                                                                            \
-        EACH_OF(along, j) z[j] = OUT(now, i + j * LANES, LANES);                                                         \
+#define STEP(along)                                                                                                      \
+    do {                                                                                                                 \
+        V z[AHEAD_OF_STORES], r[AHEAD_OF_STORES];                                                                        \
+        LOAD_SOME(along, x + i, z);                                                                                      \
+        if (has_res) LOAD_SOME(along, res + i, r);                                                                       \
+        EACH_OF(along, j) z[j] = NAME(activate)(NAME(normalize)(z[j], now), has_res ? r[j] : now.hi, has_res, relu);     \
         EACH_OF(along, j) fn_prefetch_l1(x + i + j * LANES + SOON);                                                      \
-        EACH_OF(along, j) if (stream) STREAM(y + i + j * LANES, z[j]); else STORE(y + i + j * LANES, z[j]);              \
-    }
+        STORE_SOME(along, y + i, z, stream);                                                                             \
+        i += (along) * LANES;                                                                                            \
+    } while (0)
+#define WHOLE(along) while (i <= end - (along) * LANES) STEP(along)
     /* n elements, of which the last belong to the next channel. */
 #define ACROSS(n)                                                                                                        \
     do {                                                                                                                 \
@@ -38,8 +42,10 @@ FN_INLINE void NAME(evaluate_body)(const S *x, const S *res, S *y, ptrdiff_t cou
     if (head > end) ACROSS(head);
     else if (head) { STORE_N(y, OUT(now, 0, head), head); i = head; }
     for (;;) {
-        if (!stream) WHOLE(AHEAD_OF_STORES)
-        WHOLE(1)
+        if (!stream) WHOLE(AHEAD_OF_STORES);
+        if (LINE == 2 * LANES && i <= end - LANES && NAME(into_line)(y + i)) STEP(1);
+        if (LINE == 2 * LANES) WHOLE(2);
+        WHOLE(1);
         if (end == count) break;
         ptrdiff_t n = count - i < LANES ? count - i : LANES;
         if (i < end) ACROSS(n);
@@ -48,6 +54,7 @@ FN_INLINE void NAME(evaluate_body)(const S *x, const S *res, S *y, ptrdiff_t cou
     if (i < end) STORE_N(y + i, OUT(now, i, end - i), end - i);
 #undef ACROSS
 #undef WHOLE
+#undef STEP
 #undef NEXT_CHANNEL
 #undef OUT
 #undef NUMBERS

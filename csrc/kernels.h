@@ -16,9 +16,14 @@
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
-#define EACH_OF(count, k) _Pragma("GCC unroll 4") for (int k = 0; k < (count); k++)
-/* The statement for the first row, or for two, k being a constant (FN_WITH says why). */
-#define EACH_ROW(count, k, ...) do { FN_WITH(0, k, __VA_ARGS__) if ((count) > 1) FN_WITH(1, k, __VA_ARGS__) } while (0)
+#define EACH_OF(count, k) _Pragma("GCC unroll 8") for (int k = 0; k < (count); k++)
+/* The statement for the first row, or for two or four, k being a constant (FN_WITH says why). */
+#define EACH_ROW(count, k, ...)                                                                                          \
+    do {                                                                                                                 \
+        FN_WITH(0, k, __VA_ARGS__)                                                                                       \
+        if ((count) > 1) FN_WITH(1, k, __VA_ARGS__)                                                                      \
+        if ((count) > 2) { FN_WITH(2, k, __VA_ARGS__) FN_WITH(3, k, __VA_ARGS__) }                                       \
+    } while (0)
 
 /* ---- float64 ---- */
 #define S double
@@ -147,6 +152,9 @@
 #define STORE vf_store_bf16
 #define STORE_N vf_store_bf16_n
 #define STREAM vf_stream_bf16
+#define LOAD_PAIR vf_load_pair_bf16
+#define STORE_PAIR vf_store_pair_bf16
+#define STREAM_PAIR vf_stream_pair_bf16
 #define ROUND vf_round_bf16
 #define LOAD_T vf_load
 #define LOAD_P vf_load

@@ -14,11 +14,11 @@ FN_INLINE NAME(row_v) NAME(row_at)(const NAME(row_grads) *q, ptrdiff_t r) {
 }
 
 /* dx's numbers of n rows, at most eight, in vectors; can T hold them and all that they meet? */
-FN_INLINE int NAME(row_numbers)(const fn_row_stats *stat, const fn_sizes *sizes, const fn_planes *sums, ptrdiff_t n, double number,
+FN_INLINE int NAME(row_numbers)(const fn_row_stats *stat, const fn_sizes *sizes, const fn_planes *sums, ptrdiff_t n, fn_divisor number,
                                 NAME(row_grads) *q) {
-    vd mean = fn_at(stat->mean, n), rstd = fn_at(stat->rstd, n), minus = vd_mul(rstd, vd_set1(-1)), count = vd_set1(number);
+    vd mean = fn_at(stat->mean, n), rstd = fn_at(stat->rstd, n), minus = vd_mul(rstd, vd_set1(-1));
     vd sum = vd_add(fn_at(sums->sum, n), fn_at(sums->sum_lo, n)), dot = vd_add(fn_at(sums->dot, n), fn_at(sums->dot_lo, n));
-    vd b = vd_mul(minus, vd_div(vd_mul(dot, rstd), count)), c = vd_div(vd_mul(minus, sum), count);
+    vd b = vd_mul(minus, vd_over(vd_mul(dot, rstd), number)), c = vd_over(vd_mul(minus, sum), number);
     PUT8(q->hi, mean);
     PUT8(q->lo, vd_add(vd_sub(mean, GET8(q->hi)), fn_at(stat->mean_lo, n)));
     PUT8(q->rstd, rstd);
@@ -242,6 +242,8 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
     int seamed = stream && whole && !across.in && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
     ptrdiff_t ahead = !(flags & FN_NEAR) && (len >= 8 * LINE || (stream && SHORT_ROWS_ARE_HELPED)) ? SOON : 0;
+    ptrdiff_t height = together ? NAME(rows_beside)(stride, stream) : 1;
+    fn_divisor number = fn_divisor_of(n);
     NAME(seams) seams;
     double memory[4 * FN_ROWS];
     for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {
@@ -253,7 +255,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
         if (!sums.sum) NAME(some_grad_sums)(dy, x, gv, some, len, stride, of, centred, four, ahead);
         else { fn_planes given = {sums.sum + r, sums.sum_lo + r, sums.dot + r, sums.dot_lo + r}; four = given; }
         NAME(row_grads) q;
-        int safe = NAME(row_numbers)(&of, &sizes, &four, some, n, &q);
+        int safe = NAME(row_numbers)(&of, &sizes, &four, some, number, &q);
 #ifdef WIDER
         if (FN_UNLIKELY(!safe)) { /* row by row: a row's dx must not depend on its neighbours */
             if (across.before) NAME(end_across)(dy, x, dx, &across, centred);
@@ -291,7 +293,6 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
             T *dg = dgs + pad, *db = dbs + pad;
             NAME(piece) p = {dy + t, x + t, gv ? (const P *)gv + t : NULL, dx + t, stride, t, len, seamed ? &seams : NULL, &across,
                              across.in ? dgs : dg, across.in ? dbs : db};
-            ptrdiff_t height = together ? NAME(rows_beside)(stride, stream) : 1;
             if (params) { STORE_T(dg + w, SET1(0)); STORE_T(db + w, SET1(0)); } /* what lies beyond the last column is read too */
 #define BODY(has_gamma, centred, params, stream)                                                                         \
     for (ptrdiff_t k = 0; k < some; k += height)                                                                         \

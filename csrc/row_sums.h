@@ -55,7 +55,7 @@ FN_OUTLINE void NAME(some_grad_sums)(const void *dyv, const void *xv, const void
         some = rows - r < FN_ROWS ? rows - r : FN_ROWS;
         for (ptrdiff_t k = 0, count; k < some; k += count) {
             const S *dy = (const S *)dyv + (r + k) * stride, *x = (const S *)xv + (r + k) * stride;
-            count = !GENERIC && gv && len < 8 * LINE && k + ROWS_AT_ONCE <= some ? ROWS_AT_ONCE : 1;
+            count = !GENERIC && gv && (len < 8 * LINE || !ahead) && k + ROWS_AT_ONCE <= some ? ROWS_AT_ONCE : 1;
             int near = centred && gv && NAME(is_near_row)(stat, r + k);
             for (ptrdiff_t i = k; i < k + count; i++) away[i] = near ? stat.mean[r + i] : 0;
 #define BODY(gamma, count, centred, near) \

@@ -234,7 +234,7 @@ FN_INLINE void NAME(clear)(fn_some *v, ptrdiff_t k) {
 /* Moments of `rows` rows of one block each; what happens once per row is done for eight of them in vectors, and no number is
    stored alone that a vector loads soon: such a load waits for all stores before it, which wait for memory. What lies `ahead` is
    fetched meanwhile (layer norm of (2048, 4096) takes two thirds of the time for it). */
-FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int centred, ptrdiff_t ahead, fn_some *v) {
+FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, fn_divisor number, int centred, ptrdiff_t ahead, fn_some *v) {
     FOLDED sums[FN_SOME], squares[FN_SOME];
     double lost[FN_ROWS], squares_lost[FN_ROWS];
     for (ptrdiff_t k = 0; k < rows; k++) {
@@ -255,7 +255,7 @@ FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int
         if (centred) {
             ACC_SUMS(sums + k, n, v->sum + k, lost);
             fn_vdd sum = {vd_load(v->sum + k), vd_first(vd_load(lost), n)};
-            mean = vdd_div(sum, fn_divisor_of((double)len));
+            mean = vdd_div(sum, number);
             m2 = sizeof(T) == 8 ? vdd_about(square, sum, mean) : vd_sub(square.hi, vd_mul(sum.hi, mean.hi));
         }
         vdd_put(v->mean + k, v->mean_lo + k, mean, FN_ROWS);
@@ -271,7 +271,7 @@ FN_INLINE void NAME(some_moments)(const S *x, ptrdiff_t rows, ptrdiff_t len, int
 FN_OUTLINE void NAME(moments_beside)(const void *x, ptrdiff_t count, ptrdiff_t len, double *mean, double *mean_lo, double *m2) {
     fn_some v;
     if (count < FN_ROWS) NAME(clear)(&v, 0);
-    NAME(some_moments)(x, count, len, 1, 0, &v);
+    NAME(some_moments)(x, count, len, fn_divisor_of((double)len), 1, 0, &v);
     fn_put(mean, vd_load(v.mean), count);
     fn_put(mean_lo, vd_load(v.mean_lo), count);
     fn_put(m2, vd_load(v.m2), count);
@@ -290,6 +290,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
     ptrdiff_t soon = !centred && len == FN_BLOCK ? FN_BLOCK : stream && (len >= 8 * LINE || SHORT_ROWS_ARE_HELPED) ? SOON : 0;
     if (flags & FN_NEAR) soon = 0;
     NAME(seams) seams;
+    fn_divisor number = fn_divisor_of((double)len);
     NAME(row_norms) q;
     fn_some v;
     for (ptrdiff_t r = 0; r < rows; r += some) {
@@ -301,7 +302,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
             NAME(add)(in, res + r * len, s + r * len, some * len);
             in = s + r * len;
         }
-        if (len <= FN_BLOCK) NAME(some_moments)(in, some, len, centred, soon, &v);
+        if (len <= FN_BLOCK) NAME(some_moments)(in, some, len, number, centred, soon, &v);
         else for (ptrdiff_t k = 0; k < some; k++) {
             fn_moments m;
             NAME(row_moments)(in + k * len, len, centred, &m);
@@ -311,7 +312,7 @@ FN_OUTLINE void NAME(rows_forward)(const void *xv, const void *rv, void *sv, voi
         }
         int plain = 1;
         for (ptrdiff_t k = 0; k < some; k += FN_ROWS) {
-            vd mean = vd_load(v.mean + k), m2 = vd_load(v.m2 + k), var = vd_div(m2, vd_set1((double)len));
+            vd mean = vd_load(v.mean + k), m2 = vd_load(v.m2 + k), var = vd_over(m2, number);
             vd rstd = vd_div(vd_set1(1), vd_sqrt(vd_add(var, vd_set1(eps))));
             vd_store(v.rstd + k, rstd);
             PUT8(q.hi + k, mean);

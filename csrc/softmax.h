@@ -334,7 +334,7 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
             NAME(exp_store)(e, dx + i, len - i);
         }
 #define OUT(j, n) MUL(NAME(col_load)(y + (j), n), SUB(NAME(col_load)(dy + (j), n), sum))
-        if (stream) fn_prefetch_l1(dx + len); /* the line that two rows share is written in two parts; not fetched, it costs a dozen others */
+        if (stream) NAME(fetch_shared)(dx + len); /* written in two parts; not fetched, it costs a dozen others */
         if (!logarithm) EACH_IN_OUTPUT(dx, len, stream);
 #undef OUT
     }

@@ -46,7 +46,7 @@ typedef struct { const S *dy, *x; S *dx; NAME(grad_v) q; } NAME(beside);
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len, NAME(affine_v) v, W mean,
                                           int near, int has_res, int relu, ptrdiff_t ahead, const NAME(beside) *beside) {
     ptrdiff_t i = 0;
-    T g_room[LANES], x_room[LANES];
+    T g_room[4 * LANES], x_room[4 * LANES];
 #define ONE(i)                                                                                                           \
     do {                                                                                                                 \
         const T *xt = NAME(in_t)(x + (i), x_room);                                                                       \
@@ -59,11 +59,23 @@ FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x,
             FETCH(x + i + ahead, 4 * LANES);
             FETCH(dy + i + ahead, 4 * LANES);
         }
-        ONE(i); ONE(i + LANES); ONE(i + 2 * LANES); ONE(i + 3 * LANES);
-        if (beside) EACH_OF(4, k) {
-            ptrdiff_t o = i + k * LANES;
-            V xi = LOAD(beside->x + o), g = NAME(gate)(LOAD(beside->dy + o), xi, xi, beside->q.v, 0, relu);
-            STREAM(beside->dx + o, NAME(combine)(g, xi, beside->q.v.hi, beside->q.a, beside->q.b, beside->q.c));
+        if (sizeof(S) == sizeof(T)) { ONE(i); ONE(i + LANES); ONE(i + 2 * LANES); ONE(i + 3 * LANES); }
+        else {
+            V g[4], xs[4], r[4];
+            LOAD_SOME(4, dy + i, g);
+            LOAD_SOME(4, x + i, xs);
+            if (has_res) LOAD_SOME(4, res + i, r);
+            EACH_OF(4, k) g[k] = NAME(gate)(g[k], xs[k], has_res ? r[k] : xs[k], v, has_res, relu);
+            const T *gt = NAME(kept4)(g, g_room), *xt = NAME(kept4)(xs, x_room);
+            EACH_OF(4, k) a = NAME(sums_add)(a, gt + k * LANES, xt + k * LANES, mean, near);
+        }
+        if (beside) {
+            const NAME(grad_v) *q = &beside->q;
+            V g[4], z[4];
+            LOAD_SOME(4, beside->dy + i, g);
+            LOAD_SOME(4, beside->x + i, z);
+            EACH_OF(4, k) z[k] = NAME(combine)(NAME(gate)(g[k], z[k], z[k], q->v, 0, relu), z[k], q->v.hi, q->a, q->b, q->c);
+            STORE_SOME(4, beside->dx + i, z, 1);
         }
     }
     if (ahead && len > 4 * LANES) {
@@ -93,7 +105,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
     int relu = flags & FN_RELU, near = !GENERIC && p->near;
     /* The pass before has fetched these lines too, but a busy processor drops what it is asked to fetch: without this second request
        gradients of long spans took up to 1.7 times as long. */
-    ptrdiff_t most = s.len > SOON ? (s.len - SOON) / LANES * LANES : 0; /* of a span, until the next one is fetched */
+    ptrdiff_t most = s.len > SOON ? (s.len - SOON) / (4 * LANES) * (4 * LANES) : 0; /* of a span, until the next one is fetched */
     for (ptrdiff_t k = 0; k < s.count; k++) {
         for (ptrdiff_t i = 0, n, o = k * s.stride; i < s.len; i += n, o += n) {
             const S *r = res ? res + o : NULL;
@@ -136,19 +148,23 @@ FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *d
     len -= left;
 #define WHOLE(along)                                                                                                     \
     for (; i <= len - (along) * LANES; i += (along) * LANES) {                                                           \
-        V g[AHEAD_OF_STORES], z[AHEAD_OF_STORES];                                                                        \
+        V g[AHEAD_OF_STORES], z[AHEAD_OF_STORES], r[AHEAD_OF_STORES];                                                    \
+        LOAD_SOME(along, dy + i, g);                                                                                     \
+        LOAD_SOME(along, x + i, z);                                                                                      \
+        if (has_res) LOAD_SOME(along, res + i, r);                                                                       \
         EACH_OF(along, k) {                                                                                              \
-            g[k] = GATED(q, i + k * LANES, LANES);                                                                       \
-            z[k] = OUT(q, g[k], i + k * LANES, LANES);                                                                   \
+            g[k] = NAME(gate)(g[k], z[k], has_res ? r[k] : q.v.hi, q.v, has_res, relu);                                  \
+            z[k] = NAME(combine)(g[k], z[k], q.v.hi, q.a, q.b, q.c);                                                     \
         }                                                                                                                \
         if (ahead) EACH_OF(along, k) {                                                                                   \
             fn_prefetch(x + i + k * LANES + ahead);                                                                      \
             fn_prefetch(dy + i + k * LANES + ahead);                                                                     \
         }                                                                                                                \
-        if (dres) EACH_OF(along, k) STORE(dres + i + k * LANES, g[k]);                                                   \
-        EACH_OF(along, k) if (stream) STREAM(dx + i + k * LANES, z[k]); else STORE(dx + i + k * LANES, z[k]);            \
+        if (dres) STORE_SOME(along, dres + i, g, 0);                                                                     \
+        STORE_SOME(along, dx + i, z, stream);                                                                            \
     }
     if (!GENERIC && !stream) WHOLE(AHEAD_OF_STORES)
+    if (LINE == 2 * LANES) WHOLE(2)
     WHOLE(1)
 #undef WHOLE
     if (ahead && len > 4 * LANES) {
@@ -184,8 +200,8 @@ FN_OUTLINE int NAME(grad_apply)(const void *dyv, const void *xv, const void *rv,
         S *drk = dr ? dr + o : NULL;
 #define BODY(r, dr, has_res, relu, stream) \
     NAME(grad_apply_body)(dy + o, x + o, r, dx + o, dr, s.len, q, before ? &b : NULL, left, has_res, relu, stream, ahead)
-        if (stream && !leave) fn_prefetch_l1(dx + o + s.len);
-        if (stream && !before) fn_prefetch_l1(dx + o - s.stride);
+        if (stream && !leave) NAME(fetch_shared)(dx + o + s.len);
+        if (stream && !before) NAME(fetch_shared)(dx + o - s.stride);
         if (GENERIC) BODY(r, drk, r && relu, relu, 0);
         else if (!relu) { if (stream) BODY(NULL, NULL, 0, 0, 1); else BODY(NULL, NULL, 0, 0, 0); }
         else if (r) { if (stream) BODY(r, drk, 1, 1, 1); else BODY(r, drk, 1, 1, 0); }

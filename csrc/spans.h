@@ -21,6 +21,28 @@
 #define WIDE_AT(p) WIDE(LOAD(p))
 #endif
 
+/* Two vectors of a run, in the order that the type has quickest: of bfloat16 the even elements and the odd ones. It serves where all lanes
+   have the same numbers. */
+#ifndef LOAD_PAIR
+#define LOAD_PAIR(s, a, b) (*(a) = LOAD(s), *(b) = LOAD((s) + LANES))
+#define STORE_PAIR(d, a, b) (STORE(d, a), STORE((d) + LANES, b))
+#define STREAM_PAIR(d, a, b) (STREAM(d, a), STREAM((d) + LANES, b))
+#endif
+/* A vector, or `along` of them in pairs, to V's and from there. */
+#define LOAD_SOME(along, s, to)                                                                                          \
+    do {                                                                                                                 \
+        if ((along) == 1) (to)[0] = LOAD(s);                                                                             \
+        else EACH_OF((along) / 2, h) LOAD_PAIR((s) + 2 * h * LANES, &(to)[2 * h], &(to)[2 * h + 1]);                     \
+    } while (0)
+#define STORE_SOME(along, d, from, stream)                                                                               \
+    do {                                                                                                                 \
+        if ((along) == 1) { if (stream) STREAM(d, (from)[0]); else STORE(d, (from)[0]); }                                \
+        else EACH_OF((along) / 2, h) {                                                                                   \
+            if (stream) STREAM_PAIR((d) + 2 * h * LANES, (from)[2 * h], (from)[2 * h + 1]);                              \
+            else STORE_PAIR((d) + 2 * h * LANES, (from)[2 * h], (from)[2 * h + 1]);                                      \
+        }                                                                                                                \
+    } while (0)
+
 #define LINE (64 / (ptrdiff_t)sizeof(S))
 #define SOON (8192 / (ptrdiff_t)sizeof(S)) /* how far a run is fetched ahead: 2 KB came too late, 4 KB and more made no difference */
 
@@ -36,6 +58,14 @@ FN_INLINE const T *NAME(kept)(V a, T *room) { STORE_T(room, a); IN_MEMORY(room);
 FN_INLINE const T *NAME(in_t)(const S *x, T *room) {
     return sizeof(S) == sizeof(T) ? (const T *)(const void *)x : NAME(kept)(LOAD(x), room);
 }
+/* Four vectors of a run, in pairs: in any order. */
+FN_INLINE const T *NAME(kept4)(const V *a, T *room) { EACH_OF(4, k) NAME(kept)(a[k], room + k * LANES); return room; }
+FN_INLINE const T *NAME(four_in_t)(const S *x, T *room) {
+    V a[4];
+    if (sizeof(S) == sizeof(T)) return (const T *)(const void *)x;
+    LOAD_SOME(4, x, a);
+    return NAME(kept4)(a, room);
+}
 /* `count` vectors of x, *step apart, and then as far as they are in the room. */
 FN_INLINE const T *NAME(some_in_t)(const S *x, int count, ptrdiff_t *step, T *room) {
     if (sizeof(S) == sizeof(T)) return (const T *)(const void *)x;
@@ -44,6 +74,8 @@ FN_INLINE const T *NAME(some_in_t)(const S *x, int count, ptrdiff_t *step, T *ro
     return room;
 }
 FN_INLINE ptrdiff_t NAME(into_line)(const S *p) { return (ptrdiff_t)((uintptr_t)p & 63) / (ptrdiff_t)sizeof(S); }
+/* A line that is stored in part among streamed ones: it would wait for memory, and stores go in order. */
+FN_INLINE void NAME(fetch_shared)(const S *p) { if (NAME(into_line)(p)) fn_prefetch_l1(p); }
 
 /* Σx and Σx²; the squares in two parts, because each addition waits for the last one. */
 typedef struct { ACC sum, even, odd; } NAME(look);
@@ -53,10 +85,9 @@ FN_INLINE NAME(look) NAME(look_at)(NAME(look) a, W x) {
     a.even = ACC_PRODUCT(a.even, x, x);
     return a;
 }
-FN_INLINE NAME(look) NAME(look_at4)(NAME(look) a, const S *x, ptrdiff_t step) {
+FN_INLINE NAME(look) NAME(look_at4)(NAME(look) a, const S *x) {
     T room[4 * LANES];
-    const T *from = NAME(some_in_t)(x, 4, &step, room);
-    ACC_LOOK4(&a.sum, &a.even, &a.odd, from, step);
+    ACC_LOOK4(&a.sum, &a.even, &a.odd, NAME(four_in_t)(x, room), LANES);
     return a;
 }
 FN_INLINE ACC NAME(look_squares)(NAME(look) a) { return ACC_JOIN(a.even, a.odd); }
@@ -72,7 +103,7 @@ FN_INLINE NAME(look) NAME(look_span)(NAME(look) a, const S *x, ptrdiff_t len, pt
     ptrdiff_t i = 0;
     for (; i <= len - 4 * LANES; i += 4 * LANES) {
         if (ahead) FETCH(x + i + ahead, 4 * LANES);
-        a = NAME(look_at4)(a, x + i, LANES);
+        a = NAME(look_at4)(a, x + i);
     }
     if (ahead && len > 4 * LANES) NAME(fetch_rest)(x + ahead, i, len);
     for (; i <= len - LANES; i += LANES) a = NAME(look_at)(a, WIDE_AT(x + i));
@@ -210,12 +241,15 @@ FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, 
     len -= left;
 #define WHOLE(along)                                                                                                     \
     for (; i <= len - (along) * LANES; i += (along) * LANES) {                                                           \
-        V z[AHEAD_OF_STORES];                                                                                            \
-        EACH_OF(along, k) z[k] = OUT(v, i + k * LANES, LANES);                                                           \
+        V z[AHEAD_OF_STORES], r[AHEAD_OF_STORES];                                                                        \
+        LOAD_SOME(along, x + i, z);                                                                                      \
+        if (has_res) LOAD_SOME(along, res + i, r);                                                                       \
+        EACH_OF(along, k) z[k] = NAME(activate)(NAME(normalize)(z[k], v), has_res ? r[k] : v.hi, has_res, relu);         \
         if (ahead) EACH_OF(along, k) fn_prefetch(x + i + k * LANES + ahead);                                             \
-        EACH_OF(along, k) if (stream) STREAM(y + i + k * LANES, z[k]); else STORE(y + i + k * LANES, z[k]);              \
+        STORE_SOME(along, y + i, z, stream);                                                                             \
     }
     if (!GENERIC && !stream) WHOLE(AHEAD_OF_STORES)
+    if (LINE == 2 * LANES) WHOLE(2)
     WHOLE(1)
 #undef WHOLE
     if (ahead && len > 4 * LANES) NAME(fetch_rest)(x + ahead, i, len);
@@ -244,8 +278,8 @@ FN_OUTLINE int NAME(affine)(const void *xv, const void *rv, void *yv, fn_spans s
         ptrdiff_t o = k * s.stride, left = leave ? NAME(into_line)(y + o + s.len) : 0;
 #define BODY(r, has_res, relu, stream) \
     NAME(affine_body)(x + o, r, y + o, s.len, v, before ? &b : NULL, left, has_res, relu, stream, ahead)
-        if (stream && !leave) fn_prefetch_l1(y + o + s.len);
-        if (stream && !before) fn_prefetch_l1(y + o - s.stride);
+        if (stream && !leave) NAME(fetch_shared)(y + o + s.len);
+        if (stream && !before) NAME(fetch_shared)(y + o - s.stride);
         if (GENERIC) BODY(res ? res + o : NULL, res != NULL, relu, 0);
         else if (res) { if (stream) BODY(res + o, 1, relu, 1); else BODY(res + o, 1, relu, 0); }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1); else BODY(NULL, 0, 1, 0); }

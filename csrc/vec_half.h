@@ -108,11 +108,10 @@ FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p
 FN_INLINE vu fn_to_bf16(vf a) {
     vu r;
 #if FN_LEVEL == 3
-    __m512i u = (__m512i)a.v[0], down = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+    __m512i u = (__m512i)a.v[0], down = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), nan_is_quiet = _mm512_set1_epi32(0x22);
     __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
-    __mmask16 nan = _mm512_cmp_ps_mask((__m512)a.v[0], (__m512)a.v[0], _CMP_UNORD_Q);
     __m512i even = _mm512_mask_add_epi32(down, odd, u, _mm512_set1_epi32(0x8000));
-    r.v[0] = (fn_nu)_mm512_mask_or_epi32(even, nan, u, _mm512_set1_epi32(0x400000));
+    r.v[0] = (fn_nu)_mm512_fixupimm_ps((__m512)even, (__m512)u, nan_is_quiet, 0);
 #elif FN_LEVEL == 2
     FN_EACH(p, {
         fn_nu u = (fn_nu)a.v[p], even = u + 0x7fff + (u >> 16 & 1);
@@ -141,6 +140,22 @@ FN_INLINE vu fn_upper(vu a) { FN_EACH(p, a.v[p] >>= 16); return a; }
 FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { vu_store_words(d, fn_upper(fn_to_bf16(a))); }
 FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { vu_stream_words(d, fn_upper(fn_to_bf16(a))); }
 #endif
+/* Thirty-two elements as the even and the odd ones: a shift and a mask to load them, where neighbours take a permutation each. */
+FN_INLINE void vf_load_pair_bf16(const fn_bf16 *s, vf *even, vf *odd) {
+    vf w = vf_load((const float *)(const void *)s);
+    FN_EACH(p, { fn_nu u = (fn_nu)w.v[p]; even->v[p] = (fn_nf)(u << 16); odd->v[p] = (fn_nf)(u & 0xffff0000u); });
+}
+FN_INLINE vf fn_pair_to_bf16(vf even, vf odd) {
+    vu a = fn_to_bf16(even), b = fn_to_bf16(odd);
+#if FN_LEVEL == 3
+    a.v[0] = (fn_nu)_mm512_ternarylogic_epi32((__m512i)(a.v[0] >> 16), (__m512i)b.v[0], _mm512_set1_epi32((int)0xffff0000), 0xf8); /* a | b & c */
+#else
+    FN_EACH(p, a.v[p] = (a.v[p] >> 16) | (b.v[p] & 0xffff0000u));
+#endif
+    return vf_of(a);
+}
+FN_INLINE void vf_store_pair_bf16(fn_bf16 *d, vf even, vf odd) { vf_store((float *)(void *)d, fn_pair_to_bf16(even, odd)); }
+FN_INLINE void vf_stream_pair_bf16(fn_bf16 *d, vf even, vf odd) { vf_stream((float *)(void *)d, fn_pair_to_bf16(even, odd)); }
 FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p, r.v[p] &= 0xffff0000u); return vf_of(r); }
 
 /* ---- float16 ---- */
@@ -218,9 +233,9 @@ FN_HALF(bf16)
 
 /* bfloat16 under double arithmetic; the range of float16 never needs it. */
 FN_OUTLINE vd vd_load_bf16_n(const fn_bf16 *s, ptrdiff_t n) {
-    double t[8] = {0};
-    for (ptrdiff_t i = 0; i < n; i++) t[i] = (double)fn_float_of_bf16(s[i]);
-    return vd_load(t);
+    vd low, high;
+    vf_widen(vf_load_bf16_n(s, n), &low, &high);
+    return low;
 }
 FN_OUTLINE void vd_store_bf16_n(fn_bf16 *d, vd a, ptrdiff_t n) {
     double t[8];

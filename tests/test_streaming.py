@@ -33,7 +33,7 @@ STREAMED = [
         for shape in [(3, 5, 16, 16), (2, 7, 10, 13), (5, 4, 28, 28), (2, 3, 56, 60), (4, 9, 7, 7)]
     ),
     *(("group_norm", shape) for shape in [(3, 8, 16, 16), (2, 12, 10, 13), (4, 8, 7, 7), (5, 8, 3)]),
-    ("batch_norm", (1, 3, 257, 257)),  # spans of several slots
+    ("batch_norm", (1, 4, 257, 257)),  # spans of several slots
     ("group_norm", (2, 4, 257, 257)),
     *(("switchable_norm", shape) for shape in [(3, 5, 16, 16), (2, 7, 10, 13)]),
     *(

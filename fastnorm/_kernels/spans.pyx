@@ -236,7 +236,9 @@ cdef void differentiate_and_sum(const Job *job, const Extent *e, Py_ssize_t i, f
     cdef fn_grad g = statistic_grad(job, e, i, sums)
     cdef fn_spans piece
     cdef fn_sums part
-    cdef int left
+    cdef int left = 0
+    cdef const fn_norm *before
+    cdef const fn_grad *grad
     cdef bint within  # does a slot begin within a span, whose line it shares with the slot before?
     for k in range(e.channels):
         p = channel_norm(job, &shared, i * e.channels % job.c + k)
@@ -247,9 +249,12 @@ cdef void differentiate_and_sum(const Job *job, const Extent *e, Py_ssize_t i, f
             within = offset % e.channel.stride > 0 if e.channel.count > 1 else offset > 0
             o = (i * e.step + k * job.post + offset) * job.ops.itemsize
             next_o = o + e.step * job.ops.itemsize
+            before, grad = norm_before(b), grad_before(b)
+            if within:
+                before, grad = (&p if left else NULL), (&g if left else NULL)
             left = job.ops.grad_turns(job.dy + o, job.x + o, job.y + o, piece, &p, &g, flags_of(job, e, True),
-                                      &p if within else norm_before(b), &g if within else grad_before(b),
-                                      job.dy + next_o, job.x + next_o, &next_p, sums + first + k if j == 0 else &part)
+                                      before, grad, job.dy + next_o, job.x + next_o, &next_p,
+                                      sums + first + k if j == 0 else &part)
             if j > 0:
                 fn_sums_add(sums + first + k, &part)
         b.left, b.norm, b.grad = left, p, g
