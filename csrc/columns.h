@@ -280,7 +280,11 @@ FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, 
 
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
                                      const NAME(col_norms) *p, int has_res, int relu, int stream) {
-#define FULL(n) do { if (ahead) fn_prefetch(x + j + ahead); if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES)); } while (0)
+#define FULL(n)                                                                                                          \
+    do {                                                                                                                 \
+        if (ahead) fn_prefetch(x + j + ahead);                                                                           \
+        if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES));                                      \
+    } while (0)
 #define PART(n) STORE_N(y + j, OUT(j, n), n)
     ptrdiff_t r = 0;
 #define SOME(count)                                                                                                      \

@@ -141,21 +141,28 @@ FN_INLINE void vf_store_bf16(fn_bf16 *d, vf a) { vu_store_words(d, fn_upper(fn_t
 FN_INLINE void vf_stream_bf16(fn_bf16 *d, vf a) { vu_stream_words(d, fn_upper(fn_to_bf16(a))); }
 #endif
 /* Thirty-two elements as the even and the odd ones: a shift and a mask to load them, where neighbours take a permutation each. */
+typedef uint32_t fn_nu_words __attribute__((vector_size(FN_NATIVE), aligned(2), may_alias));
 FN_INLINE void vf_load_pair_bf16(const fn_bf16 *s, vf *even, vf *odd) {
-    vf w = vf_load((const float *)(const void *)s);
-    FN_EACH(p, { fn_nu u = (fn_nu)w.v[p]; even->v[p] = (fn_nf)(u << 16); odd->v[p] = (fn_nf)(u & 0xffff0000u); });
+    FN_EACH(p, {
+        fn_nu u = *(const fn_nu_words *)(s + p * (FN_NATIVE / 2));
+        even->v[p] = (fn_nf)(u << 16);
+        odd->v[p] = (fn_nf)(u & 0xffff0000u);
+    });
 }
-FN_INLINE vf fn_pair_to_bf16(vf even, vf odd) {
+FN_INLINE vu fn_pair_to_bf16(vf even, vf odd) {
     vu a = fn_to_bf16(even), b = fn_to_bf16(odd);
 #if FN_LEVEL == 3
     a.v[0] = (fn_nu)_mm512_ternarylogic_epi32((__m512i)(a.v[0] >> 16), (__m512i)b.v[0], _mm512_set1_epi32((int)0xffff0000), 0xf8); /* a | b & c */
 #else
     FN_EACH(p, a.v[p] = (a.v[p] >> 16) | (b.v[p] & 0xffff0000u));
 #endif
-    return vf_of(a);
+    return a;
 }
-FN_INLINE void vf_store_pair_bf16(fn_bf16 *d, vf even, vf odd) { vf_store((float *)(void *)d, fn_pair_to_bf16(even, odd)); }
-FN_INLINE void vf_stream_pair_bf16(fn_bf16 *d, vf even, vf odd) { vf_stream((float *)(void *)d, fn_pair_to_bf16(even, odd)); }
+FN_INLINE void vf_store_pair_bf16(fn_bf16 *d, vf even, vf odd) {
+    vu a = fn_pair_to_bf16(even, odd);
+    FN_EACH(p, *(fn_nu_words *)(d + p * (FN_NATIVE / 2)) = a.v[p]);
+}
+FN_INLINE void vf_stream_pair_bf16(fn_bf16 *d, vf even, vf odd) { vf_stream((float *)(void *)d, vf_of(fn_pair_to_bf16(even, odd))); }
 FN_INLINE vf vf_round_bf16(vf a) { vu r = fn_to_bf16(a); FN_EACH(p, r.v[p] &= 0xffff0000u); return vf_of(r); }
 
 /* ---- float16 ---- */

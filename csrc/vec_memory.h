@@ -73,7 +73,7 @@ FN_INLINE void fn_fence(void) { _mm_sfence(); }
 /* Into L2 and not L1: the data are wanted one channel or row later. */
 FN_INLINE void fn_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 /* Into L1: what a single walk through memory wants soon (evaluation takes 0.8 of the time that it takes with L2's); and a line of an output
-   that streamed stores reach only in part, because its store would wait for memory, and stores go in order. */
+   that streamed stores reach only in part. */
 FN_INLINE void fn_prefetch_l1(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 #else
 FN_INLINE void fn_fence(void) {}
