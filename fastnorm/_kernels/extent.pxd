@@ -80,8 +80,8 @@ cdef inline bint side_by_side(const Job *job, const Extent *e) noexcept nogil:
             and not job.flags & FN_STREAM)
 
 
-# Is dx of a statistic written while the next one is summed? Where x and dy of both stay in L2; or where those of one leave it anyway. Between
-# the two, what is left of it there counts for more.
+# Is dx of a statistic written while the next one is summed? Where x and dy of both stay in L2; or where those of one leave it anyway.
+# Between the two, what is left of it there counts for more.
 cdef inline bint by_turns(const Job *job, const Extent *e) noexcept nogil:
     cdef Py_ssize_t both = 4 * e.all.len * e.all.count * job.ops.itemsize
     return (job.flags & FN_STREAM and job.residual == NULL and not job.given
