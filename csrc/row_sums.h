@@ -45,8 +45,8 @@ FN_INLINE int NAME(is_near_row)(fn_row_stats stat, ptrdiff_t k) {
     return sizeof(S) == 8 && deviations <= 0x1p20 && deviations >= -0x1p20;
 }
 
-/* The same of any number of rows; short ones several at once, which share what gamma takes. (Of rows of 768 so read, memory made
-   the backward 8 % slower.) */
+/* The same of any number of rows; short ones, and those in cache, several at once, which share what gamma takes: (32, 128) takes 0.88 of
+   the time. (Of rows of 768 so read from memory the backward was 8 % slower.) */
 FN_OUTLINE void NAME(some_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
                                      fn_row_stats stat, int centred, fn_planes to, ptrdiff_t ahead) {
     NAME(folded_sums) a;

@@ -108,7 +108,7 @@ FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p
 FN_INLINE vu fn_to_bf16(vf a) {
     vu r;
 #if FN_LEVEL == 3
-    __m512i u = (__m512i)a.v[0], down = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), nan_is_quiet = _mm512_set1_epi32(0x22);
+    __m512i u = (__m512i)a.v[0], down = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), nan_is_quiet = _mm512_set1_epi32(0x22); /* a table */
     __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
     __m512i even = _mm512_mask_add_epi32(down, odd, u, _mm512_set1_epi32(0x8000));
     r.v[0] = (fn_nu)_mm512_fixupimm_ps((__m512)even, (__m512)u, nan_is_quiet, 0);
