@@ -324,7 +324,8 @@ static void likelihood(data_t *d, int level, const char *dtype) {
         fill(d, which);
         for (int j = 0; j < WIDTH; j++) weight[j] = 1 + uniform() / 2;
         o->lse(d->x, len, len % 2 ? weight : NULL, out);
-        o->cross_entropy_grad(d->x, d->y, len, out[0], out[3], 0.75, len % 2 ? 0.125 : 0, len % 2 ? weight : NULL, len / 2, 0.5);
+        o->cross_entropy_grad(d->x, d->y, len, out[0], out[3], 0.75, len % 2 ? 0.125 : 0, len % 2 ? weight : NULL, len / 2, 0.5,
+                              which % 2 ? FN_STREAM : 0);
         eat_doubles(out, 2);
         eat_storage(d, d->y);
     }

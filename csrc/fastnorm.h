@@ -107,7 +107,7 @@ typedef struct {
                       const fn_norm *p, const fn_grad *g, int flags, ptrdiff_t ahead, const fn_norm *before,
                       const fn_grad *g_before);
 
-    /* dx of these spans, streamed, as by grad_apply without a residual; and meanwhile the sums of as many others, as by grad_sums. */
+    /* dx of these spans as by grad_apply without a residual; and meanwhile the sums of as many others, as by grad_sums. */
     int (*grad_turns)(const void *dy, const void *x, void *dx, fn_spans s, const fn_norm *p, const fn_grad *g, int flags,
                       const fn_norm *before, const fn_grad *g_before, const void *dy_next, const void *x_next,
                       const fn_norm *p_next, fn_sums *out);
@@ -168,9 +168,9 @@ typedef struct {
     void (*softmax_grad)(const void *dy, const void *y, void *dx, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags);
     /* out = max, log Σ, Σ w·(x - max - log Σ), Σ with Σ = Σexp(x - max) over one row. */
     void (*lse)(const void *x, ptrdiff_t len, const double *weight, double out[4]);
-    /* dx = a·exp(x - max)/sum - c·weight, and b less at `target`. */
+    /* dx = a·exp(x - max)/sum - c·weight, and b less at `target`; the fence is left to the caller. */
     void (*cross_entropy_grad)(const void *x, void *dx, ptrdiff_t len, double max, double sum, double a, double c,
-                               const double *weight, ptrdiff_t target, double b);
+                               const double *weight, ptrdiff_t target, double b, int flags);
     /* y = x·scale where a random word is at least `threshold`, else 0; a bit per element says which. len ≤ FN_CHUNK; bits may be NULL. */
     void (*dropout)(const void *x, void *y, uint64_t *bits, ptrdiff_t start, ptrdiff_t len, uint64_t seed,
                     uint64_t threshold, double scale, int flags);

@@ -45,6 +45,18 @@ FN_INLINE int NAME(is_near_row)(fn_row_stats stat, ptrdiff_t k) {
     return sizeof(S) == 8 && deviations <= 0x1p20 && deviations >= -0x1p20;
 }
 
+/* The sums of n rows, at most eight, whose products were taken about the mean or, of doubles, so far `away` from it. */
+FN_INLINE void NAME(sums_of_rows)(const NAME(folded_sums) *a, ptrdiff_t n, const double *mean_lo, const double *away, int centred, fn_planes to) {
+    ACC_SUMS(a->sum, n, to.sum, to.sum_lo);
+    ACC_SUMS(a->dot, n, to.dot, to.dot_lo);
+    if (!centred) return;
+    fn_vdd sum = vdd_at(to.sum, to.sum_lo, n), dot = vdd_at(to.dot, to.dot_lo, n);
+    vd low = fn_at(mean_lo, n);
+    if (sizeof(S) == 8) dot = vdd_moved(dot, sum, fn_at(away, n), low);
+    else dot.lo = vd_sub(dot.lo, vd_mul(low, sum.hi));
+    vdd_put(to.dot, to.dot_lo, dot, n);
+}
+
 /* The same of any number of rows; short ones, and those in cache, several at once, which share what gamma takes: (32, 128) takes 0.88 of
    the time. (Of rows of 768 so read from memory the backward was 8 % slower.) */
 FN_OUTLINE void NAME(some_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
@@ -67,16 +79,85 @@ FN_OUTLINE void NAME(some_grad_sums)(const void *dyv, const void *xv, const void
             else BODY(gv, 1, 0, 0);
 #undef BODY
         }
-        ACC_SUMS(a.sum, some, to.sum + r, to.sum_lo + r);
-        ACC_SUMS(a.dot, some, to.dot + r, to.dot_lo + r);
-        if (centred) {
-            fn_vdd sum = vdd_at(to.sum + r, to.sum_lo + r, some), dot = vdd_at(to.dot + r, to.dot_lo + r, some);
-            vd low = fn_at(stat.mean_lo + r, some);
-            if (sizeof(S) == 8) dot = vdd_moved(dot, sum, fn_at(away, some), low);
-            else dot.lo = vd_sub(dot.lo, vd_mul(low, sum.hi));
-            vdd_put(to.dot + r, to.dot_lo + r, dot, some);
-        }
+        fn_planes here = {to.sum + r, to.sum_lo + r, to.dot + r, to.dot_lo + r};
+        NAME(sums_of_rows)(&a, some, stat.mean_lo + r, away, centred, here);
     }
+}
+
+/* Sums of `rows` rows without gaps, at most eight, that go on four vectors at a time, while others are written. What is loaded is counted
+   from the row's end on: a single number changes at each turn, and no pointer that had to be kept in memory, behind stores that wait. */
+typedef struct {
+    NAME(sums) a; /* of the row so far */
+    W mean;
+    ptrdiff_t left;  /* elements of the row to come */
+    const S *dy, *x; /* where it ends */
+    const P *gamma;
+    ptrdiff_t row, rows, len, ahead;
+    const double *means;
+    NAME(folded_sums) *out;
+} NAME(ongoing);
+
+/* *to = *from, number by number: what was stored singly and is loaded as a vector waits until all stores before it are done, and those of
+   rows that are streamed wait for memory (1.1 of the time). */
+FN_INLINE void NAME(hand_over)(const NAME(ongoing) *from, NAME(ongoing) *to) {
+    to->a.sum = from->a.sum;
+    to->a.dot = from->a.dot;
+    to->mean = from->mean;
+    to->left = from->left;
+    to->dy = from->dy;
+    to->x = from->x;
+    to->gamma = from->gamma;
+    to->row = from->row;
+    to->rows = from->rows;
+    to->len = from->len;
+    to->ahead = from->ahead;
+    to->means = from->means;
+    to->out = from->out;
+}
+
+/* The next row begins, if there is one. */
+FN_INLINE void NAME(begin_row)(NAME(ongoing) *t, int centred) {
+    t->a.sum = t->a.dot = ACC_ZERO();
+    t->left = 0;
+    if (t->row == t->rows) return;
+    t->left = t->len;
+    t->dy += t->len;
+    t->x += t->len;
+    if (centred) t->mean = WIDE_SET1(t->means[t->row]);
+}
+FN_INLINE void NAME(take)(NAME(ongoing) *t, int count, ptrdiff_t n, int centred) {
+    T weights[LANES], g_room[LANES], x_room[LANES];
+    W mean = WIDE_SET1(0);
+    if (centred) mean = t->mean;
+    const S *dy = t->dy - t->left, *x = t->x - t->left;
+    const P *gamma = t->gamma - t->left;
+    if (t->ahead) { FETCH(x + t->ahead, count * LANES); FETCH(dy + t->ahead, count * LANES); }
+    if (n == LANES)
+        EACH_OF(count, k) ACC_WEIGHTED(&t->a.sum, &t->a.dot, NAME(in_t)(dy + k * LANES, g_room), NAME(param_in_t)(gamma + k * LANES, weights),
+                                       NAME(in_t)(x + k * LANES, x_room), mean, 0);
+    else ACC_WEIGHTED(&t->a.sum, &t->a.dot, NAME(kept)(LOAD_N(dy, n), g_room), NAME(kept)(LOAD_P_N(gamma, n), weights),
+                      NAME(kept)(LOAD_N(x, n), x_room), mean, 0);
+    t->left -= n == LANES ? count * LANES : n;
+}
+/* What is left of a row, less than four vectors. */
+FN_OUTLINE void NAME(take_rest)(NAME(ongoing) *t, int centred) {
+    while (t->left >= LANES) NAME(take)(t, 1, LANES, centred);
+    if (t->left) NAME(take)(t, 1, t->left, centred);
+}
+/* Four vectors, if any are left, and then the end of a row that has no more of them. */
+FN_INLINE void NAME(turn)(NAME(ongoing) *t, int centred) {
+    if (t->left < 4 * LANES) return;
+    NAME(take)(t, 4, LANES, centred);
+    if (t->left >= 4 * LANES) return;
+    if (t->left) {
+        NAME(ongoing) copy; /* or else all of *t would be kept in memory */
+        NAME(hand_over)(t, &copy);
+        NAME(take_rest)(&copy, centred);
+        t->a = copy.a;
+    }
+    t->out->sum[t->row] = ACC_FOLDED(t->a.sum);
+    t->out->dot[t->row++] = ACC_FOLDED(t->a.dot);
+    NAME(begin_row)(t, centred);
 }
 
 FN_OUTLINE void NAME(rows_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,

@@ -91,6 +91,20 @@ FN_INLINE void NAME(exp_keep)(const V *e, T *to, ptrdiff_t left) {
     else EACH_OF(EXP_AT_ONCE, k) STORE_T(to + k * LANES, e[k]);
 }
 
+/* The same of an output, streamed or not. */
+FN_INLINE void NAME(exp_put)(const V *e, S *y, ptrdiff_t left, int stream) {
+    if (stream && left >= EXP_AT_ONCE * LANES) EACH_OF(EXP_AT_ONCE, k) STREAM(y + k * LANES, e[k]);
+    else if (stream && LANES == LINE) EACH_OF(EXP_AT_ONCE, k) { /* what remains of the last line is stored */
+        ptrdiff_t n = NAME(exp_lanes)(left, k);
+        if (n == LANES) STREAM(y + k * LANES, e[k]); else if (n > 0) STORE_N(y + k * LANES, e[k], n);
+    } else NAME(exp_store)(e, y, left);
+}
+/* Of a row of an output, how many elements come before four vectors at a time: up to the first whole line, if lines matter. */
+FN_INLINE ptrdiff_t NAME(exp_head)(const S *y, int stream) {
+    ptrdiff_t in = stream ? NAME(into_line)(y) : 0;
+    return in ? LINE - in : 0;
+}
+
 /* max of a row, NaN passed over: it comes back through the sum. Four vectors, because each waits for its last. */
 FN_INLINE void NAME(max4)(V *m, const S *x) { EACH_OF(4, k) m[k] = AT_LEAST(m[k], LOAD(x + k * LANES)); }
 FN_INLINE T NAME(max_of)(V *m, const S *x, ptrdiff_t len) { /* and of `len` more */
@@ -110,6 +124,8 @@ FN_OUTLINE T NAME(row_max)(const S *x, ptrdiff_t len) {
     for (; i <= len - 4 * LANES; i += 4 * LANES) NAME(max4)(m, x + i);
     return NAME(max_of)(m, x + i, len - i);
 }
+
+#define EXP_SOON (4096 / (ptrdiff_t)sizeof(S)) /* how far ahead into L1, where rows are streamed (into L2: 1.15 of the time) */
 
 /* What lies `ahead` of four vectors is fetched into L2: exp keeps the processor busy for as long as the next row takes to come. (Rows
    of 1000 beyond the cache take three quarters of the time for it.) */
@@ -144,15 +160,15 @@ FN_OUTLINE double NAME(exp_sum)(const S *x, const S *soon, ptrdiff_t len, const 
     return NAME(row_exps)(x, NULL, soon, len, p, 1);
 }
 
-/* y = exp(x - max)·factor of exps that are too large still or, `lowered`, are rounded first, so that one of 0 remains 0. */
-FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, T factor, int lowered) {
+/* y = exp(x - max)·factor of exps that are too large still. */
+FN_OUTLINE void NAME(exps_scaled)(const S *x, S *y, ptrdiff_t len, const NAME(pivot) *p, T factor) {
     V scale = SET1(factor);
     for (ptrdiff_t i = 0; i < len; i += EXP_AT_ONCE * LANES) {
         V e[EXP_AT_ONCE];
         NAME(exp_load)(e, x + i, len - i, p);
         NAME(exp_fetch)(x + i, len);
         NAME(exp_some)(e, p, EXP_AT_ONCE);
-        EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(lowered ? LOWERED(e[k]) : e[k], scale);
+        EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(e[k], scale);
         NAME(exp_store)(e, y + i, len - i);
     }
 }
@@ -223,7 +239,7 @@ FN_INLINE void NAME(softmax_rows)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t le
         double sum = logarithm ? NAME(exp_sum)(x, y, len, &p) : NAME(exps)(x, e, len, &p);
         if (rows > 1) next = NAME(row_max)(x + len, len);
         NAME(finished) f = NAME(finished_of)(x, y, e, max, sum, logarithm);
-        if (half && !room && !logarithm) NAME(exps_scaled)(x, y, len, &p, (T)(1 / (EXP_RAISED * sum)), 0);
+        if (half && !room && !logarithm) NAME(exps_scaled)(x, y, len, &p, (T)(1 / (EXP_RAISED * sum)));
         else NAME(finish_rest)(&f, 0, len, logarithm, 0);
         if (!half) e += len;
     }
@@ -241,7 +257,7 @@ FN_INLINE double NAME(softmax_step)(const NAME(finished) *f, const S *x, T *to, 
     for (; i <= len - first - step; i += step) {
         ptrdiff_t from = first + i, j = 0;
         S *into = f->y + from;
-        if (stream) FETCH_L1(later + i + 4096 / (ptrdiff_t)sizeof(S), step); /* into L2: 1.15 of the time */
+        if (stream) FETCH_L1(later + i + EXP_SOON, step);
         acc = NAME(exps_add)(acc, x + i, to ? to + i : NULL, step, p, logarithm);
         NAME(max4)(m, later + i);
         if (stream) FULL_STREAM(4 * LANES); else FULL_STORE(4 * LANES);
@@ -298,45 +314,81 @@ FN_INLINE ACC NAME(softmax_add)(ACC a, const S *dy, const S *y, ptrdiff_t n, int
     if (sizeof(S) == 4 && !logarithm) return ACC_PRODUCT(a, WIDE(g), WIDE(p));
     return ACC_ADD(a, WIDE(logarithm ? g : MUL(g, p)));
 }
-/* The sum over a row, in two parts, because each addition waits for the last one. */
-FN_INLINE T NAME(softmax_dot)(const S *dy, const S *y, ptrdiff_t len, int logarithm) {
-    ACC even = ACC_ZERO(), odd = ACC_ZERO();
+/* The sum over a row so far, in two parts, because each addition waits for the last one. */
+typedef struct { ACC even, odd; } NAME(row_dot);
+FN_INLINE NAME(row_dot) NAME(dot_two)(NAME(row_dot) a, const S *dy, const S *y, int logarithm) {
+    a.even = NAME(softmax_add)(a.even, dy, y, LANES, logarithm);
+    a.odd = NAME(softmax_add)(a.odd, dy + LANES, y + LANES, LANES, logarithm);
+    return a;
+}
+/* The sum with what is left of the row. */
+FN_INLINE T NAME(dot_rest)(NAME(row_dot) a, const S *dy, const S *y, ptrdiff_t left, int logarithm) {
     ptrdiff_t i = 0;
-    for (; i <= len - 2 * LANES; i += 2 * LANES) {
-        even = NAME(softmax_add)(even, dy + i, y + i, LANES, logarithm);
-        odd = NAME(softmax_add)(odd, dy + i + LANES, y + i + LANES, LANES, logarithm);
+    for (; i <= left - 2 * LANES; i += 2 * LANES) a = NAME(dot_two)(a, dy + i, y + i, logarithm);
+    for (ptrdiff_t n; i < left; i += n) {
+        n = left - i < LANES ? left - i : LANES;
+        a.even = NAME(softmax_add)(a.even, dy + i, y + i, n, logarithm);
     }
-    for (ptrdiff_t n; i < len; i += n) {
-        n = len - i < LANES ? len - i : LANES;
-        even = NAME(softmax_add)(even, dy + i, y + i, n, logarithm);
-    }
-    fn_dd s = ACC_SUM(ACC_JOIN(even, odd));
+    fn_dd s = ACC_SUM(ACC_JOIN(a.even, a.odd));
     return (T)(s.hi + s.lo);
 }
 
-/* softmax: dx = y·(dy - Σdy·y), streamed beyond the cache; log-softmax: dx = dy - exp(y)·Σdy. */
-FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
+/* dx of four vectors of a row of which `left` elements are left. */
+FN_INLINE void NAME(softmax_dx)(V *z, const S *dy, const S *y, ptrdiff_t left, V sum, const NAME(pivot) *zero, int logarithm) {
+    V g[EXP_AT_ONCE];
+    NAME(exp_load)(z, y, left, zero);
+    NAME(exp_load)(g, dy, left, zero);
+    if (logarithm) NAME(exp_near)(z, zero, EXP_AT_ONCE);
+    EACH_OF(EXP_AT_ONCE, k) z[k] = logarithm ? SUB(g[k], MUL(LOWERED(z[k]), sum)) : MUL(z[k], SUB(g[k], sum));
+}
+
+/* dx of a row, while the next one (or NULL) is summed: writing waits for memory, and an addition for the last one. Returns its sum. */
+FN_INLINE T NAME(softmax_grad_row)(const S *dy, const S *y, S *dx, ptrdiff_t len, V sum, const S *dy_next, const S *y_next,
+                                   int logarithm, int stream) {
+    const ptrdiff_t step = EXP_AT_ONCE * LANES, first = NAME(exp_head)(dx, stream);
+    ptrdiff_t i = 0;
     NAME(pivot) zero = NAME(pivot_of)(0);
-    int stream = !logarithm && NAME(softmax_streams)(len, flags);
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        const S *dy = (const S *)dyv + r * len, *y = (const S *)yv + r * len;
-        S *dx = (S *)dxv + r * len;
-        V sum = SET1(logarithm ? NAME(softmax_dot)(dy, y, len, 1) : NAME(softmax_dot)(dy, y, len, 0));
-        ptrdiff_t i = 0;
-        for (; logarithm && i < len; i += EXP_AT_ONCE * LANES) {
-            V e[EXP_AT_ONCE], g[EXP_AT_ONCE];
-            NAME(exp_load)(e, y + i, len - i, &zero);
-            NAME(exp_load)(g, dy + i, len - i, &zero);
-            NAME(exp_fetch)(y + i, len);
-            NAME(exp_fetch)(dy + i, len);
-            NAME(exp_near)(e, &zero, EXP_AT_ONCE);
-            EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(g[k], MUL(LOWERED(e[k]), sum));
-            NAME(exp_store)(e, dx + i, len - i);
+    NAME(row_dot) a = {ACC_ZERO(), ACC_ZERO()};
+    V z[EXP_AT_ONCE];
+    if (first) {
+        NAME(softmax_dx)(z, dy, y, first, sum, &zero, logarithm);
+        NAME(exp_store)(z, dx, first);
+    }
+    for (; i <= len - first - step; i += step) {
+        ptrdiff_t at = first + i;
+        if (dy_next) {
+            if (stream) { FETCH_L1(dy_next + i + EXP_SOON, step); FETCH_L1((logarithm ? y + at : y_next + i) + EXP_SOON, step); }
+            a = NAME(dot_two)(a, dy_next + i, y_next + i, logarithm);
+            a = NAME(dot_two)(a, dy_next + i + 2 * LANES, y_next + i + 2 * LANES, logarithm);
         }
-#define OUT(j, n) MUL(NAME(col_load)(y + (j), n), SUB(NAME(col_load)(dy + (j), n), sum))
+        NAME(softmax_dx)(z, dy + at, y + at, step, sum, &zero, logarithm);
+        NAME(exp_put)(z, dx + at, step, stream);
+    }
+    ptrdiff_t at = first + i;
+    if (at < len) {
+        NAME(softmax_dx)(z, dy + at, y + at, len - at, sum, &zero, logarithm);
+        NAME(exp_put)(z, dx + at, len - at, stream);
+    }
+    return dy_next ? NAME(dot_rest)(a, dy_next + i, y_next + i, len - i, logarithm) : 0;
+}
+
+/* softmax: dx = y·(dy - Σdy·y); log-softmax: dx = dy - exp(y)·Σdy. */
+FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, ptrdiff_t rows, ptrdiff_t len, int logarithm, int flags) {
+    const S *dy = dyv, *y = yv;
+    S *dx = dxv;
+    int turns = len >= 32 * LINE, stream = NAME(softmax_streams)(len, flags);
+    T sum = 0;
+    NAME(row_dot) none = {ACC_ZERO(), ACC_ZERO()};
+    for (ptrdiff_t left = rows; left > 0; left--, dy += len, y += len, dx += len) {
+        int more = turns && left > 1;
+        if (left == rows || !turns) sum = logarithm ? NAME(dot_rest)(none, dy, y, len, 1) : NAME(dot_rest)(none, dy, y, len, 0);
         if (stream) NAME(fetch_shared)(dx + len); /* written in two parts; not fetched, it costs a dozen others */
-        if (!logarithm) EACH_IN_OUTPUT(dx, len, stream);
-#undef OUT
+#define BODY(logarithm, stream) \
+    sum = NAME(softmax_grad_row)(dy, y, dx, len, SET1(sum), more ? dy + len : NULL, y + len, logarithm, stream)
+        if (logarithm) { if (stream) BODY(1, 1); else BODY(1, 0); }
+        else if (stream) BODY(0, 1);
+        else BODY(0, 0);
+#undef BODY
     }
     if (stream) fn_fence();
 }
@@ -359,26 +411,55 @@ FN_OUTLINE void NAME(lse)(const void *xv, ptrdiff_t len, const double *weight, d
         for (ptrdiff_t i = 0; i < len; i++) out[2] += weight[i] * ((TO_DOUBLE(x[i]) - out[0]) - out[1]);
 }
 
+/* Four vectors of the next function's. */
+FN_INLINE void NAME(cross_entropy_some)(V *e, const S *x, ptrdiff_t left, ptrdiff_t len, const NAME(pivot) *p, V scale, int stream) {
+    NAME(exp_load)(e, x, left, p);
+    if (stream) FETCH_L1(x + EXP_SOON, EXP_AT_ONCE * LANES); else NAME(exp_fetch)(x, len);
+    NAME(exp_some)(e, p, EXP_AT_ONCE);
+    EACH_OF(EXP_AT_ONCE, k) e[k] = MUL(LOWERED(e[k]), scale); /* an exp of 0 remains 0 */
+}
+/* dx = exp(x - max)·scale, with b less at `target`. */
+FN_INLINE void NAME(cross_entropy_row)(const S *x, S *dx, ptrdiff_t len, const NAME(pivot) *p, V scale, ptrdiff_t target, T b, int stream) {
+    const ptrdiff_t step = EXP_AT_ONCE * LANES, first = NAME(exp_head)(dx, stream);
+    V e[EXP_AT_ONCE];
+    for (ptrdiff_t i = 0, n = first ? first : step; i < len;) {
+        ptrdiff_t stop = target < i ? len : n < step && target >= n ? n : i + (target - i) / n * n; /* where target's vectors begin */
+        for (; i < stop; i += n, n = step) {
+            ptrdiff_t left = n < step ? n : len - i;
+            NAME(cross_entropy_some)(e, x + i, left, len, p, scale, stream);
+            NAME(exp_put)(e, dx + i, left, stream);
+        }
+        if (i >= len || target < i || target >= i + n) continue;
+        T less[EXP_AT_ONCE * LANES] = {0};
+        ptrdiff_t left = n < step ? n : len - i;
+        less[target - i] = b;
+        NAME(cross_entropy_some)(e, x + i, left, len, p, scale, stream);
+        EACH_OF(EXP_AT_ONCE, k) e[k] = SUB(e[k], LOAD_T(less + k * LANES));
+        NAME(exp_put)(e, dx + i, left, stream);
+        i += n;
+        n = step;
+    }
+}
+
 /* dx = a·p - c·weight, with b less at `target`; p = exp(x - max)/sum. */
 FN_OUTLINE void NAME(cross_entropy_grad)(const void *xv, void *dxv, ptrdiff_t len, double max, double sum, double a, double c,
-                                         const double *weight, ptrdiff_t target, double b) {
+                                         const double *weight, ptrdiff_t target, double b, int flags) {
     const S *x = xv;
     S *dx = dxv;
     NAME(pivot) p = NAME(pivot_of)((T)max);
     V scale = SET1((T)(a / sum));
-    T t[LANES];
-    ptrdiff_t at = target >= 0 ? target / LANES * LANES : 0, n = len - at < LANES ? len - at : LANES;
-    if (target >= 0) STORE_T(t, MUL(NAME(exp_one)(NAME(col_load)(x + at, n), &p), scale)); /* before dx, which may be x */
-    if (!weight) NAME(exps_scaled)(x, dx, len, &p, (T)(a / sum), 1);
-    for (ptrdiff_t i = 0; weight && i < len; i += LANES) {
-        ptrdiff_t m = len - i < LANES ? len - i : LANES;
-        T u[LANES];
-        STORE_T(u, MUL(NAME(exp_one)(NAME(col_load)(x + i, m), &p), scale));
-        for (ptrdiff_t k = 0; k < m; k++) u[k] -= (T)(c * weight[i + k]);
-        if (m < LANES) STORE_N(dx + i, LOAD_T(u), m); else STORE(dx + i, LOAD_T(u));
+    if (!weight) {
+        if (!NAME(softmax_streams)(len, flags)) { NAME(cross_entropy_row)(x, dx, len, &p, scale, target, (T)b, 0); return; }
+        NAME(fetch_shared)(dx + len); /* as in softmax_grad */
+        NAME(cross_entropy_row)(x, dx, len, &p, scale, target, (T)b, 1);
+        return;
     }
-    if (target < 0) return;
-    if (weight) for (ptrdiff_t k = 0; k < n; k++) t[k] -= (T)(c * weight[at + k]);
-    t[target - at] -= (T)b;
-    if (n < LANES) STORE_N(dx + at, LOAD_T(t), n); else STORE(dx + at, LOAD_T(t));
+    for (ptrdiff_t i = 0; i < len; i += LANES) {
+        ptrdiff_t n = len - i < LANES ? len - i : LANES;
+        T t[LANES];
+        STORE_T(t, MUL(NAME(exp_one)(NAME(col_load)(x + i, n), &p), scale));
+        for (ptrdiff_t k = 0; k < n; k++) t[k] -= (T)(c * weight[i + k]);
+        if (i <= target && target < i + n) t[target - i] -= (T)b;
+        if (n < LANES) STORE_N(dx + i, LOAD_T(t), n); else STORE(dx + i, LOAD_T(t));
+    }
 }

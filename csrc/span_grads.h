@@ -38,13 +38,13 @@ FN_INLINE NAME(grad_v) NAME(split_grad)(const fn_norm *p, const fn_grad *g) {
     return r;
 }
 
-/* Elements whose dx is written, in whole cache lines, while others are summed. */
+/* Elements whose dx is written, or streamed, in whole cache lines, while others are summed. */
 typedef struct { const S *dy, *x; S *dx; NAME(grad_v) q; } NAME(beside);
 
 /* Σdy and Σdy·(x - mean), or with `near` Σdy·x, of one span, every product and sum in double: they may cancel. After each four vectors
    those `beside` (or NULL) have their turn. */
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len, NAME(affine_v) v, W mean,
-                                          int near, int has_res, int relu, ptrdiff_t ahead, const NAME(beside) *beside) {
+                                          int near, int has_res, int relu, ptrdiff_t ahead, const NAME(beside) *beside, int stream) {
     ptrdiff_t i = 0;
     T g_room[4 * LANES], x_room[4 * LANES];
 #define ONE(i)                                                                                                           \
@@ -75,7 +75,7 @@ FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x,
             LOAD_SOME(4, beside->dy + i, g);
             LOAD_SOME(4, beside->x + i, z);
             EACH_OF(4, k) z[k] = NAME(combine)(NAME(gate)(g[k], z[k], z[k], q->v, 0, relu), z[k], q->v.hi, q->a, q->b, q->c);
-            STORE_SOME(4, beside->dx + i, z, 1);
+            STORE_SOME(4, beside->dx + i, z, stream);
         }
     }
     if (ahead && len > 4 * LANES) {
@@ -111,7 +111,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
             const S *r = res ? res + o : NULL;
             ptrdiff_t ahead = flags & FN_NEAR ? 0 : i < most || k + 1 == s.count ? SOON : s.stride - most;
             n = i < most ? most : s.len - i;
-#define BODY(r, near, has_res, relu) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, near, has_res, relu, ahead, NULL)
+#define BODY(r, near, has_res, relu) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, near, has_res, relu, ahead, NULL, 0)
             if (GENERIC || !near) BODY(r, 0, r && relu, relu);
             else if (!relu) BODY(NULL, 1, 0, 0);
             else if (r) BODY(r, 1, 1, 1);
@@ -211,14 +211,15 @@ FN_OUTLINE int NAME(grad_apply)(const void *dyv, const void *xv, const void *rv,
     return leave;
 }
 
-/* The ends of a span, streamed. */
+/* The ends of a span. */
 FN_OUTLINE void NAME(grad_apply_end)(const S *dy, const S *x, S *dx, ptrdiff_t len, const NAME(grad_v) *q, const NAME(grad_v) *before,
-                                     ptrdiff_t left, int relu) {
-    if (relu) NAME(grad_apply_body)(dy, x, NULL, dx, NULL, len, *q, before, left, 0, 1, 1, 0);
+                                     ptrdiff_t left, int relu, int stream) {
+    if (!stream) NAME(grad_apply_body)(dy, x, NULL, dx, NULL, len, *q, before, left, 0, relu, 0, 0);
+    else if (relu) NAME(grad_apply_body)(dy, x, NULL, dx, NULL, len, *q, before, left, 0, 1, 1, 0);
     else NAME(grad_apply_body)(dy, x, NULL, dx, NULL, len, *q, before, left, 0, 0, 1, 0);
 }
 
-/* grad_apply, streamed, and grad_sums of as many other spans. Stores wait for memory, and sums for what they read: taken in turns, a few
+/* grad_apply and grad_sums of as many other spans. Stores wait for memory, and sums for what they read: taken in turns, a few
    lines of each, both go on at once. (Batch norm of (32, 512, 28, 28) takes 0.85 of the time on a Granite Rapids; the accumulators stay
    in registers, for kept in memory between turns, behind stores that wait, they cost what was gained.) */
 FN_OUTLINE int NAME(grad_turns)(const void *dyv, const void *xv, void *dxv, fn_spans s, const fn_norm *p, const fn_grad *g, int flags,
@@ -238,7 +239,7 @@ FN_OUTLINE int NAME(grad_turns)(const void *dyv, const void *xv, void *dxv, fn_s
     NAME(beside) beside;
     beside.q = NAME(split_grad)(p, g);
     if (before) b = NAME(split_grad)(before, g_before);
-    int relu = flags & FN_RELU, near = !GENERIC && p_next->near;
+    int relu = flags & FN_RELU, stream = !GENERIC && flags & FN_STREAM, near = !GENERIC && p_next->near;
     for (ptrdiff_t k = 0; k < s.count; k++) {
         const S *dy = (const S *)dyv + k * s.stride, *x = (const S *)xv + k * s.stride;
         const S *g_in = (const S *)dy_next + k * s.stride, *x_in = (const S *)x_next + k * s.stride;
@@ -249,22 +250,23 @@ FN_OUTLINE int NAME(grad_turns)(const void *dyv, const void *xv, void *dxv, fn_s
         /* What comes SOON is fetched, but across the end of a span, where others begin: from there on the next one's beginning. */
         ptrdiff_t most = s.len > SOON ? (s.len - SOON) / (4 * LANES) * (4 * LANES) : 0, more = k + 1 == s.count ? SOON : s.stride - most;
         if (most > both) most = both;
-        if (head) NAME(grad_apply_end)(dy, x, dx, head, &beside.q, before ? &b : NULL, 0, relu);
+        if (head) NAME(grad_apply_end)(dy, x, dx, head, &beside.q, before ? &b : NULL, 0, relu, stream);
         beside.dy = dy + head;
         beside.x = x + head;
         beside.dx = dx + head;
-#define BODY(near, relu)                                                                                                 \
+#define BODY(near, relu, stream)                                                                                         \
     do {                                                                                                                 \
-        a = NAME(grad_sums_body)(a, g_in, x_in, NULL, most, v, mean, near, 0, relu, SOON, &beside);                      \
+        a = NAME(grad_sums_body)(a, g_in, x_in, NULL, most, v, mean, near, 0, relu, SOON, &beside, stream);              \
         beside.dy += most, beside.x += most, beside.dx += most;                                                          \
-        a = NAME(grad_sums_body)(a, g_in + most, x_in + most, NULL, both - most, v, mean, near, 0, relu, more, &beside); \
-        a = NAME(grad_sums_body)(a, g_in + both, x_in + both, NULL, rest, v, mean, near, 0, relu, more, NULL);           \
+        a = NAME(grad_sums_body)(a, g_in + most, x_in + most, NULL, both - most, v, mean, near, 0, relu, more, &beside, stream); \
+        a = NAME(grad_sums_body)(a, g_in + both, x_in + both, NULL, rest, v, mean, near, 0, relu, more, NULL, 0);        \
     } while (0)
-        if (near) { if (relu) BODY(1, 1); else BODY(1, 0); }
-        else if (relu) BODY(0, 1);
-        else BODY(0, 0);
+        if (GENERIC || !near) { if (stream) BODY(0, relu, 1); else BODY(0, relu, 0); }
+        else if (relu) { if (stream) BODY(1, 1, 1); else BODY(1, 1, 0); }
+        else if (stream) BODY(1, 0, 1);
+        else BODY(1, 0, 0);
 #undef BODY
-        if (end < s.len) NAME(grad_apply_end)(dy + end, x + end, dx + end, s.len - end, &beside.q, NULL, left, relu);
+        if (end < s.len) NAME(grad_apply_end)(dy + end, x + end, dx + end, s.len - end, &beside.q, NULL, left, relu, stream);
     }
     *out = NAME(sums_about)(a, p_next, near);
     return !!(flags & FN_LEAVE);

@@ -259,6 +259,32 @@ def test_softmax(op: str, width: int, dtype: str, rng: np.random.Generator) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [3, 512, 1000, 1024, 2049, 8193])
+def test_cross_entropy(width: int, dtype: str, rng: np.random.Generator) -> None:
+    """dlogits, streamed or not, wherever rows and targets lie: the same bits, and those of a row alone."""
+    t, rows = dtype_of(dtype), 9
+    x, upstream = draw(rng, (rows, width), t), rng.standard_normal(rows)
+    targets = rng.integers(0, width, rows)
+    targets[:4] = 0, width - 1, width // 2, -100
+    _, ctx = fn.cross_entropy_forward(x, targets, reduction="none")
+    expected = fn.cross_entropy_backward(upstream, ctx).dlogits
+    for r in range(rows):
+        alone = fn.cross_entropy_forward(x[r : r + 1], targets[r : r + 1], reduction="none")[1]
+        same_bits(fn.cross_entropy_backward(upstream[r : r + 1], alone).dlogits[0], expected[r], f"row {r}")
+    before, grain = core.set_stream_bytes(1), core.set_grain(512)
+    try:
+        for machine in machines():
+            for at in (0, 1, 4, 15):
+                out, around = placed(x.size, x.shape, t, at)
+                fn.cross_entropy_backward(upstream, ctx, out=out)
+                same_bits(out, expected, f"{machine}, {at} elements into a line")
+                assert (around == 7).sum() == around.size - out.size + (out == 7).sum(), "written beside the output"
+    finally:
+        core.set_stream_bytes(before)
+        core.set_grain(grain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_large_outputs_have_the_bits_of_their_channels_alone(dtype: str, rng: np.random.Generator) -> None:
     """An output of more than 8 MB is written past the cache; its bits are those of its channels taken alone."""
     itemsize = dtype_of(dtype).itemsize

@@ -118,7 +118,7 @@ cdef extern from "fastnorm.h" nogil:
                           int flags) noexcept nogil
         void lse(const void *x, Py_ssize_t len, const double *weight, double *out) noexcept nogil
         void cross_entropy_grad(const void *x, void *dx, Py_ssize_t len, double max, double sum, double a, double c,
-                                const double *weight, Py_ssize_t target, double b) noexcept nogil
+                                const double *weight, Py_ssize_t target, double b, int flags) noexcept nogil
         void dropout(const void *x, void *y, uint64_t *bits, Py_ssize_t start, Py_ssize_t len, uint64_t seed,
                      uint64_t threshold, double scale, int flags) noexcept nogil
         void dropout_grad(const void *dy, void *dx, const uint64_t *bits, Py_ssize_t len, double scale, int flags) noexcept nogil

@@ -20,4 +20,4 @@ cdef void softmax_grad_rows(const fn_ops *ops, const char *dy, const char *y, ch
                             int logarithm, int flags) noexcept nogil
 cdef void cross_entropy_rows(const Likelihood *job) noexcept nogil
 # dlogits of every row; scale: what the row's cost is multiplied by in the total.
-cdef void cross_entropy_grad_rows(const Likelihood *job, const double *scale, char *dx) noexcept nogil
+cdef void cross_entropy_grad_rows(const Likelihood *job, const double *scale, char *dx, int flags) noexcept nogil

@@ -1,6 +1,6 @@
 """Softmax, log-softmax and cross-entropy: rows that each have their own maximum and sum of exponentials.
 
-Design. Every row is a piece of work of its own; threads take chunks of rows. A row's result depends on its own values alone.
+Design. Threads take a share of the rows each, in one piece, because a row is written while the next is read. A row's result depends on its own values alone.
 
 Forward:   y = exp(x - max)/Σexp(x - max);  cost = -Σ_k q_k·w_k·log y_k, q = (1 - s)·onehot(target) + s/K
 Backward:  dx = scale·[(1 - s)·w_t·(y - onehot) + s/K·(y·Σw - w)]
@@ -12,15 +12,10 @@ from libc.string cimport memset
 
 from fastnorm._kernels.c cimport FN_STREAM, fn_ops
 from fastnorm._kernels.core cimport threads_for
-from fastnorm._kernels.job cimport ceil_div, least, most
+from fastnorm._kernels.job cimport ceil_div, most
 
 cdef enum:
-    CHUNK = 8192  # elements: a gradient takes 0.2 to 0.3 ns each in cache, a chunk some 2 µs
     ROOM = 1048576  # bytes of each of two rows that wait for their sums: they should stay in L2, or nearly
-
-
-cdef inline Py_ssize_t chunk_rows(Py_ssize_t len) noexcept nogil:
-    return 1 if len >= CHUNK else CHUNK // len
 
 
 # What a thread needs for two rows that cannot wait in y, or that go past the cache.
@@ -29,7 +24,7 @@ cdef inline Py_ssize_t room_size(const fn_ops *ops, Py_ssize_t len, int logarith
     return 2 * size if not logarithm and size <= ROOM and (ops.itemsize < sizeof(float) or flags & FN_STREAM) else 0
 
 
-# One thread's share of the rows: in one piece, because a row is written while the next is read.
+# One thread's share of the rows.
 cdef void softmax_share(const fn_ops *ops, const char *x, char *y, Py_ssize_t rows, Py_ssize_t len, int logarithm, int flags,
                         char *rooms, int threads, Py_ssize_t u) noexcept nogil:
     cdef Py_ssize_t first = u * rows // threads, end = (u + 1) * rows // threads, o = first * len * ops.itemsize
@@ -54,22 +49,21 @@ cdef void softmax_rows(const fn_ops *ops, const char *x, char *y, Py_ssize_t row
     free(memory)
 
 
-cdef void softmax_grad_chunk(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
-                             int logarithm, int flags, Py_ssize_t u) noexcept nogil:
-    cdef Py_ssize_t size = chunk_rows(len), o = u * size * len * ops.itemsize
-    ops.softmax_grad(dy + o, y + o, dx + o, least(size, rows - u * size), len, logarithm, flags)
+cdef void softmax_grad_share(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
+                             int logarithm, int flags, int threads, Py_ssize_t u) noexcept nogil:
+    cdef Py_ssize_t first = u * rows // threads, end = (u + 1) * rows // threads, o = first * len * ops.itemsize
+    ops.softmax_grad(dy + o, y + o, dx + o, end - first, len, logarithm, flags)
 
 
 cdef void softmax_grad_rows(const fn_ops *ops, const char *dy, const char *y, char *dx, Py_ssize_t rows, Py_ssize_t len,
                             int logarithm, int flags) noexcept nogil:
-    cdef Py_ssize_t u, n = chunk_rows(len)
+    cdef Py_ssize_t u
     cdef int threads = threads_for(rows * len)
     if threads == 1:
-        for u in range((rows + n - 1) // n):
-            softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, flags, u)
+        softmax_grad_share(ops, dy, y, dx, rows, len, logarithm, flags, 1, 0)
     else:
-        for u in prange((rows + n - 1) // n, schedule="static", num_threads=threads):
-            softmax_grad_chunk(ops, dy, y, dx, rows, len, logarithm, flags, u)
+        for u in prange(threads, schedule="static", num_threads=threads):
+            softmax_grad_share(ops, dy, y, dx, rows, len, logarithm, flags, threads, u)
 
 
 cdef void cost_of_row(const Likelihood *job, Py_ssize_t r) noexcept nogil:
@@ -99,7 +93,7 @@ cdef void cross_entropy_rows(const Likelihood *job) noexcept nogil:
             cost_of_row(job, r)
 
 
-cdef void grad_of_row(const Likelihood *job, Py_ssize_t r, double scale, char *dx) noexcept nogil:
+cdef void grad_of_row(const Likelihood *job, Py_ssize_t r, double scale, char *dx, int flags) noexcept nogil:
     cdef Py_ssize_t t = job.target[r], o = r * job.len * job.ops.itemsize
     cdef double hit, spread
     if t < 0:
@@ -108,15 +102,22 @@ cdef void grad_of_row(const Likelihood *job, Py_ssize_t r, double scale, char *d
     hit = scale * (1 - job.smoothing) * job.weight[t]
     spread = scale * job.smoothing / <double> job.len
     job.ops.cross_entropy_grad(job.x + o, dx + o, job.len, job.stat[2 * r], job.stat[2 * r + 1],
-                               hit + (spread * job.weight_sum if spread != 0 else 0), spread, job.weight if spread != 0 else NULL, t, hit)
+                               hit + (spread * job.weight_sum if spread != 0 else 0), spread, job.weight if spread != 0 else NULL, t, hit,
+                               flags)
 
 
-cdef void cross_entropy_grad_rows(const Likelihood *job, const double *scale, char *dx) noexcept nogil:
+cdef void grad_share(const Likelihood *job, const double *scale, char *dx, int flags, int threads, Py_ssize_t u) noexcept nogil:
     cdef Py_ssize_t r
+    for r in range(u * job.rows // threads, (u + 1) * job.rows // threads):
+        grad_of_row(job, r, scale[r], dx, flags)
+    job.ops.fence()
+
+
+cdef void cross_entropy_grad_rows(const Likelihood *job, const double *scale, char *dx, int flags) noexcept nogil:
+    cdef Py_ssize_t u
     cdef int threads = threads_for(job.rows * job.len)
     if threads == 1:
-        for r in range(job.rows):
-            grad_of_row(job, r, scale[r], dx)
+        grad_share(job, scale, dx, flags, 1, 0)
     else:
-        for r in prange(job.rows, schedule="static", num_threads=threads):
-            grad_of_row(job, r, scale[r], dx)
+        for u in prange(threads, schedule="static", num_threads=threads):
+            grad_share(job, scale, dx, flags, threads, u)

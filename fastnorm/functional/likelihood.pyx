@@ -416,6 +416,7 @@ def cross_entropy_backward(dy, ctx, *, out=None):
     TypeError, ValueError
         For a dy or out that does not match, or a ctx of another function.
     """
+    cdef int flags
     cdef CrossEntropyContext c
     cdef cnp.ndarray dx
     cdef const double *scales
@@ -446,10 +447,11 @@ def cross_entropy_backward(dy, ctx, *, out=None):
     direct = cnp.PyArray_IS_C_CONTIGUOUS(dx)
     if not direct:
         dx = np.empty_like(rows) if np.may_share_memory(rows, c.logits) else rows  # a row is read before it is written
+    flags = memory_flags(cnp.PyArray_NBYTES(dx))
     scales, target = <const double *> cnp.PyArray_DATA(scale), <char *> cnp.PyArray_DATA(dx)
     if c.job.rows > 0 and c.job.len > 0:
         with nogil:
-            cross_entropy_grad_rows(&c.job, scales, target)
+            cross_entropy_grad_rows(&c.job, scales, target, flags)
     if not direct:
         np.copyto(last(result, c.axis), dx)
     return LogitsGrad(result)
