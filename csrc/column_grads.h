@@ -4,14 +4,14 @@
    per column, from Σdy and Σdy·(x - mean). */
 
 /* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */
-FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, int fetch, ptrdiff_t n,
+FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t ahead, ptrdiff_t n,
                                         NAME(affine_v) v, V centre, int near, int has_res, int relu) {
     NAME(sums) s = {ACC_ZERO(), ACC_ZERO()};
     W mean = near ? WIDE_SET1(0) : WIDE(centre);
     T g_room[LANES], x_room[LANES];
     _Pragma("GCC unroll 4") for (ptrdiff_t r = 0; r < rows; r++) {
         ptrdiff_t o = r * stride;
-        if (rows == 4 && fetch) { fn_prefetch(dy + o + 4 * stride); fn_prefetch(x + o + 4 * stride); } /* eight at once: 1.1 of the time */
+        if (rows == 4 && ahead) { fn_prefetch(dy + o + ahead); fn_prefetch(x + o + ahead); } /* eight at once: 1.1 of the time */
         if (!relu && n == LANES) { s = NAME(sums_add)(s, NAME(in_t)(dy + o, g_room), NAME(in_t)(x + o, x_room), mean, near); continue; }
         V xi = NAME(col_load)(x + o, n);
         V g = NAME(gate)(NAME(col_load)(dy + o, n), xi, has_res ? NAME(col_load)(res + o, n) : xi, v, has_res, relu);
@@ -25,13 +25,17 @@ FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdif
 #define BODY(row, rows, n)                                                                                               \
     do {                                                                                                                 \
         ptrdiff_t o = (row) * stride + j;                                                                                \
-        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, fetch, n, NAME(col_norm)(p, j), \
+        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, ahead, n, NAME(col_norm)(p, j), \
                                           near ? SET1(0) : LOAD_T(centre + j), near, has_res, relu);                      \
         ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n, 0);                                                                   \
         ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n, 0);                                                                   \
     } while (0)
     ptrdiff_t r = 0;
-    for (; r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, res += has_res ? 4 * stride : 0) EACH_COLUMN(w, 4, 1, BODY);
+    for (; r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, res += has_res ? 4 * stride : 0) {
+        const ptrdiff_t ahead = fetch ? NAME(rows_ahead)(r, 4, rows, w, stride) : 0;
+        EACH_COLUMN(w, 4, 1, BODY);
+    }
+    const ptrdiff_t ahead = 0;
     EACH_COLUMN(w, rows - r, 0, BODY);
 #undef BODY
 }

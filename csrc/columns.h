@@ -54,8 +54,13 @@ FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
 FN_INLINE int NAME(col_is_helped)(ptrdiff_t stride, int flags) {
     return (stride * (ptrdiff_t)sizeof(S) < 4096 && !(flags & FN_NEAR)) || flags & FN_FAR;
 }
+/* How far on what is fetched lies while `some` rows of w columns from row r on are summed: the next rows, or after the last ones the first
+   of the next columns. (Of (32, 2048, 7, 7) the forward takes 0.97 of the time, the backward 0.94.) */
+FN_INLINE ptrdiff_t NAME(rows_ahead)(ptrdiff_t r, ptrdiff_t some, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride) {
+    return r + 2 * some <= rows || w == stride ? some * stride : w - r * stride;
+}
 FN_INLINE void NAME(col_fetch)(const S *p, ptrdiff_t rows, ptrdiff_t stride) {
-    _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) fn_prefetch(p + (rows + r) * stride);
+    _Pragma("GCC unroll 8") for (ptrdiff_t r = 0; r < rows; r++) fn_prefetch(p + r * stride);
 }
 
 FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, int fetch, double *sum,
@@ -66,7 +71,7 @@ FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, 
         if (rows == 8) {                                                                                                 \
             T room[8 * LANES];                                                                                           \
             ptrdiff_t step = stride;                                                                                     \
-            if (fetch) NAME(col_fetch)(x + j, 8, stride);                                                                \
+            if (fetch) NAME(col_fetch)(x + j + ahead, 8, stride);                                                        \
             const T *from = NAME(some_in_t)(x + j, 8, &step, room);                                                      \
             ACC_LOOK8(from, step, sum + j, sum_lo + j, square + j, square_lo + j);                                       \
             break;                                                                                                       \
@@ -75,7 +80,11 @@ FN_OUTLINE void NAME(col_look_add)(const S *x, ptrdiff_t rows, ptrdiff_t width, 
         ACC_PUT(a.sum, sum + j, sum_lo + j, n, 0);                                                                       \
         ACC_PUT(NAME(look_squares)(a), square + j, square_lo + j, n, 0);                                                 \
     } while (0)
-    for (; r + 8 <= rows; r += 8, x += 8 * stride) EACH_COLUMN(width, 8, 1, LOOK);
+    for (; r + 8 <= rows; r += 8, x += 8 * stride) {
+        const ptrdiff_t ahead = NAME(rows_ahead)(r, 8, rows, width, stride);
+        EACH_COLUMN(width, 8, 1, LOOK);
+    }
+    const ptrdiff_t ahead = 0;
     EACH_COLUMN(width, rows - r, 0, LOOK);
 #undef LOOK
 }

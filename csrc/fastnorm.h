@@ -83,6 +83,7 @@ typedef struct {
 
 typedef struct {
     ptrdiff_t itemsize;
+    int turns; /* does grad_turns pay in cache too? It takes registers, and arithmetic that leaves time. */
     const fn_channel_ops *channels;
 
     /* Makes streamed stores visible to other threads. */

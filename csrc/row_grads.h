@@ -191,11 +191,14 @@ FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q,
     for (; j < p->len; j += LANES) NAME(columns_across)(p, q, rows, j, 1, 0, centred, stream, NULL);
 }
 
-/* Is dx of eight rows written while the next eight are summed, four vectors of each in turn? Streamed rows, if sixteen stay in L2. Stores
-   wait for memory, and sums for what they read: rows of 768 and 4096 take 0.87 of the time, those of 64, of RMS norm 0.87, of layer norm
-   0.9, but 1.1 where doubles are in halves. Only AVX-512 has registers for both. */
+/* Is dx of eight rows written while the next eight are summed, four vectors of each in turn? Streamed rows, sixteen of which make at most a
+   megabyte of x and dy. Stores wait for memory, and sums for what they read: rows of 768 and 4096 take 0.87 of the time, those of 64 0.87
+   (RMS norm) and 0.97; those of 96 took 1.05, and shorter ones where doubles are in halves 1.1. Only AVX-512 has registers for both. */
 #define ROWS_BY_TURNS (FN_LEVEL == 3 && sizeof(S) == 4)
-FN_INLINE int NAME(rows_by_turns)(ptrdiff_t len) { return ROWS_BY_TURNS && len >= (FN_NATIVE_D == 64 ? 4 * LANES : 8 * LINE) && len <= 8192; }
+FN_INLINE int NAME(rows_by_turns)(ptrdiff_t len) {
+    int whole = FN_NATIVE_D == 64 && len % (4 * LANES) == 0;
+    return ROWS_BY_TURNS && len >= (whole ? 4 * LANES : 32 * LINE) && len <= 8192;
+}
 
 /* How many rows are taken side by side: as many as leave two of them to a set of L1, whose eight lines hold three arrays and what the
    processor fetches ahead; streamed rows, which leave no line of dx there, four if each gives four vectors at a time. (Of rows of 4096

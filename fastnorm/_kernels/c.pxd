@@ -66,6 +66,7 @@ cdef extern from "fastnorm.h" nogil:
         void blend(double *running, double step, double factor, const double *batch, Py_ssize_t count) noexcept nogil
     ctypedef struct fn_ops:
         Py_ssize_t itemsize
+        bint turns
         const fn_channel_ops *channels
         void fence() noexcept nogil
         void moments_beside(const void *x, Py_ssize_t count, Py_ssize_t len, double *mean, double *mean_lo,

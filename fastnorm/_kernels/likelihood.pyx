@@ -1,6 +1,7 @@
 """Softmax, log-softmax and cross-entropy: rows that each have their own maximum and sum of exponentials.
 
-Design. Threads take a share of the rows each, in one piece, because a row is written while the next is read. A row's result depends on its own values alone.
+Design. Threads take a share of the rows each; of softmax in one piece, because a row is written while the next is read. A row's
+result depends on its own values alone.
 
 Forward:   y = exp(x - max)/Σexp(x - max);  cost = -Σ_k q_k·w_k·log y_k, q = (1 - s)·onehot(target) + s/K
 Backward:  dx = scale·[(1 - s)·w_t·(y - onehot) + s/K·(y·Σw - w)]

@@ -2,7 +2,7 @@
 
 Design. Batch norm's channel c owns n·pre spans of `post` elements, a stride of c·post apart; group norm's group owns one span
 of c/G·post. The loops take a statistic, reduce it, and normalize it while it is in cache; meanwhile the next one is fetched,
-or in the backward beyond the cache already summed, a few lines of each in turn.
+or in the backward of large tensors already summed, a few lines of each in turn.
 When there are too few statistics for the threads, all threads first reduce slots of them, then normalize.
 
 Reductions are cut into slots by shape alone and merged in order: threads decide only who fills a slot, so their number
