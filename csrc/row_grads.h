@@ -91,8 +91,9 @@ FN_INLINE void NAME(columns_grad)(const NAME(piece) *p, const NAME(row_grads) *q
 
 FN_INLINE void NAME(piece_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t r, ptrdiff_t stop, ptrdiff_t w, int aligned,
                                 int has_gamma, int centred, int params, int stream, NAME(ongoing) *next) {
-#define FULL(n) \
-    NAME(columns_grad)(p, q, r, stop, j, (n) / LANES, LANES, 0, has_gamma, centred, params, stream, (n) == COLUMNS_AT_ONCE * LANES ? next : NULL)
+#define FULL(n)                                                                                                          \
+    NAME(columns_grad)(p, q, r, stop, j, (n) / LANES, LANES, 0, has_gamma, centred, params, stream,                      \
+                       (n) == COLUMNS_AT_ONCE * LANES ? next : NULL)
 #define PART(n) NAME(columns_grad)(p, q, r, stop, j, 1, n, 1, has_gamma, centred, params, stream, NULL)
     EACH_IN_ROW_BY(COLUMNS_AT_ONCE, p->dx + r * p->stride, w, aligned, FULL, PART);
 #undef PART
@@ -182,7 +183,8 @@ FN_INLINE void NAME(columns_across)(const NAME(piece) *p, const NAME(row_grads) 
     if (next) NAME(hand_over)(&t, next);
 }
 
-FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t rows, int centred, int stream, NAME(ongoing) *next) {
+FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t rows, int centred, int stream,
+                                 NAME(ongoing) *next) {
     const ptrdiff_t some = COLUMNS_AT_ONCE * LANES;
     ptrdiff_t j = some;
     if (p->len >= some) NAME(columns_across)(p, q, rows, 0, COLUMNS_AT_ONCE, 1, centred, stream, next);

@@ -46,7 +46,8 @@ FN_INLINE int NAME(is_near_row)(fn_row_stats stat, ptrdiff_t k) {
 }
 
 /* The sums of n rows, at most eight, whose products were taken about the mean or, of doubles, so far `away` from it. */
-FN_INLINE void NAME(sums_of_rows)(const NAME(folded_sums) *a, ptrdiff_t n, const double *mean_lo, const double *away, int centred, fn_planes to) {
+FN_INLINE void NAME(sums_of_rows)(const NAME(folded_sums) *a, ptrdiff_t n, const double *mean_lo, const double *away, int centred,
+                                  fn_planes to) {
     ACC_SUMS(a->sum, n, to.sum, to.sum_lo);
     ACC_SUMS(a->dot, n, to.dot, to.dot_lo);
     if (!centred) return;

@@ -317,4 +317,6 @@ def test_channels_beyond_l2_have_the_bits_of_their_own_alone(relu: bool, dtype: 
             same_bits(y[:, own], y_alone, f"y of channel {c}")
             for field, one in fn.batch_norm_backward(dy[:, own].copy(), ctx_alone)._asdict().items():
                 every = getattr(grads, field)
-                same_bits(every[:, own] if field == "dx" else every[own], one, f"{field}, channel {c}, in place {in_place}")
+                same_bits(
+                    every[:, own] if field == "dx" else every[own], one, f"{field}, channel {c}, in place {in_place}"
+                )
