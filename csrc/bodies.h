@@ -11,7 +11,10 @@
 #include "row_grads.h"
 #include "params.h"
 #ifndef WITHOUT_SOFTMAX
+#include "exp.h"
 #include "softmax.h"
+#include "softmax_grads.h"
+#include "cross_entropy.h"
 #include "dropout.h"
 #endif
 
