@@ -88,6 +88,7 @@
 #undef FN_BLOCK
 #undef FN_LONG
 #undef FN_TILE
+#undef FN_PIECE
 #undef FN_ROWS
 #undef SOON
 #undef FETCH

@@ -146,8 +146,8 @@ FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int cou
 }
 
 FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
-                                         ptrdiff_t stride, ptrdiff_t ahead, const NAME(col_norms) *p, const NAME(col_grads) *q,
-                                         int has_res, int relu, int stream) {
+                                         ptrdiff_t stride, int flags, ptrdiff_t ahead, const NAME(col_norms) *p,
+                                         const NAME(col_grads) *q, int has_res, int relu, int stream) {
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
         if (ahead) { fn_prefetch(x + j + ahead); fn_prefetch(dy + j + ahead); }                                          \
@@ -169,7 +169,8 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
         NAME(col_grad_apply_some)(dy, x, dx, count, w, stride, p, q, relu);                                              \
         dy += count * stride, x += count * stride, dx += count * stride;                                                 \
     } while (0)
-    if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, x, dy, dx), rows, SOME);
+    int alike = NAME(begin_alike)(x, dy) || NAME(begin_alike)(x, dx) || NAME(begin_alike)(dy, dx);
+    if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, alike, flags), rows, SOME);
     for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
         if (stream) { NAME(fetch_shared)(dx + stride); NAME(fetch_shared)(dx + stride + w); }
         EACH_IN_ROW(dx, w, stream, FULL, PART);
@@ -232,7 +233,7 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
         }
 #define BODY(r, dr, has_res, relu, stream)                                                                               \
     EACH_ABREAST(m, rows, NAME(col_grad_apply_rows)(dy + done * stride, x + done * stride, r, dx + done * stride, dr, height, \
-                                                    a * w, a * stride, flags & FN_NEXT ? width : 0, &v, &q, has_res, relu, stream))
+                                                    a * w, a * stride, flags, flags & FN_NEXT ? width : 0, &v, &q, has_res, relu, stream))
         if (GENERIC || res)
             BODY(res ? res + done * stride : NULL, dres ? dres + done * stride : NULL, res != NULL, relu, 0)
         else if (relu) { if (stream) BODY(NULL, NULL, 0, 1, 1) else BODY(NULL, NULL, 0, 1, 0) }

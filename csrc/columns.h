@@ -6,9 +6,11 @@
    two, as in spans.h. Outputs are written several rows at a time, which share the columns' numbers, all loads before the stores: where
    rows lie a multiple of 4 KB apart, a load waits for any recent store to the same column (row by row, twice as slow).
    Streamed outputs go row by row, in whole cache lines; rows without gaps as one run, whose vectors go on into the next row.
-   Columns are taken in pieces whose numbers stay in L1. */
+   Columns are taken in pieces whose numbers stay in L1, whole rows where they can be: halves of rows of 4 KB, one half of all rows and then
+   the other, took up to 1.4 times as long. */
 
-#define FN_TILE 512 /* columns whose numbers are in L1 together: at most 7 arrays of float, 14 KB */
+#define FN_TILE 512 /* columns of rows that are read as one, and of a piece of rows' gradients */
+#define FN_PIECE (4096 / (ptrdiff_t)sizeof(T)) /* columns whose numbers are in L1 together: at most 6 arrays, 24 KB */
 
 /* A narrow matrix without gaps is read as one several times as wide, to fill whole vectors: how many of its rows make one. */
 FN_INLINE ptrdiff_t NAME(abreast)(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride) {
@@ -20,7 +22,7 @@ FN_INLINE ptrdiff_t NAME(abreast)(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t str
 
 /* Columns to take at a time: equal parts of the width. */
 FN_INLINE ptrdiff_t NAME(col_piece)(ptrdiff_t width) {
-    ptrdiff_t n = (width + FN_TILE - 1) / FN_TILE;
+    ptrdiff_t n = (width + FN_PIECE - 1) / FN_PIECE;
     return n < 2 ? width : ((width + n - 1) / n + LANES - 1) / LANES * LANES;
 }
 
@@ -118,8 +120,8 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
     ptrdiff_t m = NAME(abreast)(rows, width, stride), piece = NAME(col_piece)(width);
     for (ptrdiff_t t = 0; t < width; t += piece) {
         ptrdiff_t w = width - t < piece ? width - t : piece;
-        T c[FN_TILE + 2 * LANES];
-        double room[2 * FN_TILE], *q = m > 1 ? room : m2 + t, q_lo[FN_TILE];
+        T c[FN_PIECE + 2 * LANES];
+        double room[FN_TILE], *q = m > 1 ? room : m2 + t, q_lo[FN_PIECE];
         EACH_EIGHT(w, PUT8(c + k, fn_at(centre + t + k, n));)
         NAME(repeat)(c, w, m);
         for (ptrdiff_t j = 0; j < m * w; j++) q[j] = q_lo[j] = 0;
@@ -138,7 +140,7 @@ FN_OUTLINE void NAME(col_squares)(const void *xv, ptrdiff_t rows, ptrdiff_t widt
 
 /* Column j's number is at [pad + j], so that the columns where y's vectors are aligned have theirs aligned; there is room for
    a whole vector after the last. */
-#define ROOM (FN_TILE + LINE + 3 * LANES)
+#define ROOM (FN_PIECE + LINE + 3 * LANES)
 typedef struct { T hi[ROOM], scale[ROOM], shift[ROOM]; ptrdiff_t pad; } __attribute__((aligned(64))) NAME(col_norms);
 
 /* Columns before y's first aligned vector: as if there were none where rows are short, or streamed one by one. */
@@ -250,11 +252,12 @@ FN_INLINE ptrdiff_t NAME(col_end)(const S *y, ptrdiff_t w, ptrdiff_t left, int s
     return w + more < left ? w + more : left;
 }
 
-/* Stored rows are taken four together, so that the columns' numbers are loaded less often; or singly where rows lie 4 KB apart and three
-   arrays begin alike, so that a dozen lines would share a set of L1. */
+/* Stored rows are taken four together, so that the columns' numbers are loaded less often; or singly where rows lie 4 KB apart and arrays
+   begin alike, so that a dozen lines would share a set of L1, and a load wait for the store to another row. At AVX2 singly too where not all
+   lies in L2: memory is walked from end to end (0.8 to 1 of the time). */
 FN_INLINE int NAME(begin_alike)(const S *a, const S *b) { return ((uintptr_t)a - (uintptr_t)b + 256) % 4096 < 512; }
-FN_INLINE int NAME(rows_together)(ptrdiff_t stride, const S *x, const S *dy, const S *dx) {
-    int alike = NAME(begin_alike)(x, dy) || NAME(begin_alike)(x, dx) || NAME(begin_alike)(dy, dx);
+FN_INLINE int NAME(rows_together)(ptrdiff_t stride, int alike, int flags) {
+    if (FN_LEVEL == 2 && !(flags & FN_NEAR)) return 1;
     return sizeof(T) == 4 && stride * (ptrdiff_t)sizeof(S) % 4096 == 0 && alike ? 1 : 4;
 }
 /* How many vectors of each of `rows` rows are loaded before the first is stored (spans.h says why). */
@@ -287,8 +290,8 @@ FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, 
     for (ptrdiff_t k = 0; k < count && j < w; k++) STORE_N(y + j + k * stride, OUT(j + k * stride, w - j), w - j);
 }
 
-FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, ptrdiff_t ahead,
-                                     const NAME(col_norms) *p, int has_res, int relu, int stream) {
+FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, int flags,
+                                     ptrdiff_t ahead, const NAME(col_norms) *p, int has_res, int relu, int stream) {
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
         if (ahead) fn_prefetch(x + j + ahead);                                                                           \
@@ -301,7 +304,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
         NAME(col_affine_some)(x, res, y, count, w, stride, p, has_res, relu);                                            \
         x += count * stride, y += count * stride, res += has_res ? count * stride : 0;                                   \
     } while (0)
-    if (!GENERIC && !stream) EACH_TOGETHER(4, rows, SOME);
+    if (!GENERIC && !stream) EACH_TOGETHER(NAME(rows_together)(stride, NAME(begin_alike)(x, y), flags), rows, SOME);
     for (; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0) {
         if (stream) { NAME(fetch_shared)(y + stride); NAME(fetch_shared)(y + stride + w); }
         EACH_IN_ROW(y, w, stream, FULL, PART);
@@ -353,7 +356,7 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
         }
 #define BODY(r, has_res, relu, stream) \
     EACH_ABREAST(m, rows, NAME(col_affine_rows)(x + done * stride, r, y + done * stride, height, a * w, a * stride, \
-                                                flags & FN_NEXT ? width : 0, &v, has_res, relu, stream))
+                                                flags, flags & FN_NEXT ? width : 0, &v, has_res, relu, stream))
         if (GENERIC) BODY(res ? res + done * stride : NULL, res != NULL, relu, 0)
         else if (res) { if (stream) BODY(res + done * stride, 1, relu, 1) else BODY(res + done * stride, 1, relu, 0) }
         else if (relu) { if (stream) BODY(NULL, 0, 1, 1) else BODY(NULL, 0, 1, 0) }

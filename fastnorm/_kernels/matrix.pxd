@@ -8,6 +8,7 @@ cdef enum:
     BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
     NEAR_ELEMENTS = 65536  # a tile of one band, with its dy and dx, is in L2
     NARROWEST = 256  # columns: a quarter of a page in a row
+    WHOLE_PAGE = 1024  # columns that are statistics of their own: halves of pages took up to 1.4 times as long
     WIDEST = 2048  # columns: two pages of a row, so that memory is walked in long strides; more would leave too few rows in L2
     FAR_BYTES = 4194304  # so large a tensor is not in L2
 
@@ -53,7 +54,7 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     a.bands = ceil_div(a.rows, a.band)
     # The tiles of a single band are narrower, so that each stays near; by shape too, as a tile's last columns are done singly.
     if a.bands == 1:
-        columns = most(NARROWEST, NEAR_ELEMENTS // a.rows)
+        columns = most(WHOLE_PAGE if a.segment == 1 else NARROWEST, NEAR_ELEMENTS // a.rows)
     a.in_tile = in_tile(&a, columns)
     a.tile = a.in_tile * a.segment
     a.tiles = ceil_div(a.statistics, a.in_tile)
