@@ -183,7 +183,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
 }
 #undef GRAD
 
-/* Rows of w columns without gaps, `size` elements in all, streamed. */
+/* Rows of w columns without gaps, or several side by side, `size` elements in all, streamed. */
 FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                         const NAME(col_grads) *q, int relu) {
     const ptrdiff_t pad = p->pad;
@@ -222,13 +222,13 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
 #endif
         if (w < width) m = 1;
         NAME(columns) s = {t, w, post, m};
-        NAME(col_split)(p, s, NAME(col_head)(dx, m * w, stride, stream && !res), relu, &v);
+        NAME(col_split)(p, s, NAME(col_head)(dx, m * w, m * stride, stream && !res), relu, &v);
         NAME(col_spread)(g->a, NULL, p, s, q.a + v.pad);
         NAME(col_spread)(g->b, NULL, p, s, q.b + v.pad);
         NAME(col_spread)(g->c, g->b, p, s, q.c + v.pad);
         if (!GENERIC && stream && !res && w == stride && w >= LINE) {
-            if (relu) NAME(col_grad_apply_run)(dy, x, dx, rows * w, w, &v, &q, 1);
-            else NAME(col_grad_apply_run)(dy, x, dx, rows * w, w, &v, &q, 0);
+            if (relu) NAME(col_grad_apply_run)(dy, x, dx, rows * w, m * w, &v, &q, 1);
+            else NAME(col_grad_apply_run)(dy, x, dx, rows * w, m * w, &v, &q, 0);
             continue;
         }
 #define BODY(r, dr, has_res, relu, stream)                                                                               \

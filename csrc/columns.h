@@ -236,7 +236,8 @@ FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) 
         ptrdiff_t i = 0, j = 0, head = (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S));                                  \
         if (head > (count)) head = (count);                                                                              \
         for (ptrdiff_t n = 0; i < head; NEXT(n)) { n = head - i < LANES ? head - i : LANES - 1; ONE_LAST(n); }               \
-        for (; i <= (count) - LANES; NEXT(LANES)) ONE(LANES);                                                            \
+        for (ptrdiff_t end; i <= (count) - LANES; j -= j >= (w) ? (w) : 0)                                               \
+            for (end = i + (w) - j <= (count) - LANES ? i + (w) - j : (count) - LANES + 1; i < end; i += LANES, j += LANES) ONE(LANES); \
         if (i < (count)) { ptrdiff_t n = (count) - i; ONE_LAST(n); }                                                     \
     } while (0)
 #define NEXT(n) i += (n), j += (n), j -= j >= (w) ? (w) : 0
@@ -314,7 +315,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 #undef FULL
 }
 
-/* Rows of w columns without gaps, `size` elements in all, streamed. */
+/* Rows of w columns without gaps, or several side by side, `size` elements in all, streamed. */
 FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                     int has_res, int relu) {
 #define FULL(n) do { fn_prefetch(x + i + SOON); STREAM(y + i, OUT(i, LANES)); } while (0)
@@ -345,9 +346,9 @@ FN_OUTLINE void NAME(col_affine)(const void *xv, const void *rv, void *yv, ptrdi
 #endif
         if (w < width) m = 1;
         NAME(columns) s = {t, w, post, m};
-        NAME(col_split)(p, s, NAME(col_head)(y, m * w, stride, stream), 1, &v);
+        NAME(col_split)(p, s, NAME(col_head)(y, m * w, m * stride, stream), 1, &v);
         if (!GENERIC && stream && w == stride && w >= LINE) {
-#define RUN(has_res, relu) NAME(col_affine_run)(x, res, y, rows * w, w, &v, has_res, relu)
+#define RUN(has_res, relu) NAME(col_affine_run)(x, res, y, rows * w, m * w, &v, has_res, relu)
             if (res) RUN(1, relu);
             else if (relu) RUN(0, 1);
             else RUN(0, 0);

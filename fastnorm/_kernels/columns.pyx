@@ -154,7 +154,7 @@ cdef fn_norms norms_of_cell(const Job *job, const Matrix *a, const Cell *z, cons
 cdef void normalize_cell(const Job *job, const Matrix *a, Py_ssize_t u, const fn_norms *p) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
     job.ops.col_affine(job.x + z.offset, at(job.residual, z.offset), job.y + z.offset, z.rows, z.width, a.width, p,
-                       job.post, job.flags)
+                       job.post, a.flags)
 
 
 cdef void normalize_cell_alone(const Job *job, const Matrix *a, Py_ssize_t u, char *memory) noexcept nogil:
@@ -290,7 +290,7 @@ cdef fn_grads grads_of_cell(const Job *job, const Matrix *a, const Cell *z, cons
 cdef void differentiate_cell(const Job *job, const Matrix *a, Py_ssize_t u, const Scratch *s) noexcept nogil:
     cdef Cell z = cell_of(job, a, u)
     job.ops.col_grad_apply(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), job.y + z.offset,
-                           <char *> at(job.dresidual, z.offset), z.rows, z.width, a.width, &s.norms, &s.grads, job.post, job.flags)
+                           <char *> at(job.dresidual, z.offset), z.rows, z.width, a.width, &s.norms, &s.grads, job.post, a.flags)
 
 
 cdef void backward_tile(const Job *job, const Matrix *a, Py_ssize_t v, char *memory, double *parts, fn_planes sums) noexcept nogil:

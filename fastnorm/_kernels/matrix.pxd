@@ -1,15 +1,17 @@
 """A matrix of columns: how it is cut into tiles and bands, and the memory that a piece needs. For columns.pyx."""
 
-from fastnorm._kernels.c cimport FN_FAR, FN_NEAR, fn_grads, fn_norms, fn_planes
-from fastnorm._kernels.core cimport threads_for
+from fastnorm._kernels.c cimport FN_FAR, FN_NEAR, FN_NEXT, fn_grads, fn_norms, fn_planes
+from fastnorm._kernels.core cimport l2_bytes, threads_for
 from fastnorm._kernels.job cimport Job, ceil_div, element_count, least, most, place_among, planes_of
 
 cdef enum:
     BAND_ELEMENTS = 131072  # a band of 512 KB of float32 is in L2, or nearly, for the second look
     NEAR_ELEMENTS = 65536  # a tile of one band, with its dy and dx, is in L2
     NARROWEST = 256  # columns: a quarter of a page in a row
+    NARROW = 512  # columns: where L2 holds less, narrower tiles gain no more
     WHOLE_PAGE = 1024  # columns that are statistics of their own: halves of pages took up to 1.4 times as long
     WIDEST = 2048  # columns: two pages of a row, so that memory is walked in long strides; more would leave too few rows in L2
+    HALVES = 32  # columns in a cache line of half types
     FAR_BYTES = 4194304  # so large a tensor is not in L2
 
 
@@ -20,15 +22,21 @@ ctypedef struct Matrix:
     Py_ssize_t band, bands  # rows in a band; bands in a matrix
     Py_ssize_t in_tile, channels  # statistics, and channels, in a tile
     int threads
+    int flags  # the job's; the next tile is fetched only where it finds room in L2 beside this one
 
 
-# Statistics to a tile of about `columns`, in whole cache lines (of half types too) unless that takes more than WIDEST; with the
-# tiles nearly equal where they can be.
-cdef inline Py_ssize_t in_tile(const Matrix *a, Py_ssize_t columns) noexcept nogil:
-    cdef Py_ssize_t n = ceil_div(a.statistics, ceil_div(a.width, columns)), whole = 1
-    while whole * a.segment % 32 != 0:
-        whole *= 2
-    if whole * a.segment > WIDEST:
+# The least number of statistics, times a power of two, whose columns are a multiple of `line`.
+cdef inline Py_ssize_t aligned(const Matrix *a, Py_ssize_t line) noexcept nogil:
+    cdef Py_ssize_t n = 1
+    while n * a.segment % line != 0:
+        n *= 2
+    return n
+
+
+# Statistics to a tile of about `columns`, in whole lines of so many columns; with the tiles nearly equal where they can be.
+cdef inline Py_ssize_t in_tile(const Matrix *a, Py_ssize_t columns, Py_ssize_t line) noexcept nogil:
+    cdef Py_ssize_t n = ceil_div(a.statistics, ceil_div(a.width, columns)), whole = aligned(a, line)
+    if aligned(a, HALVES) * a.segment > WIDEST:
         return least(a.statistics, most(columns // a.segment, 1))
     n = ceil_div(n, whole) * whole
     if n * a.segment > columns:
@@ -48,17 +56,22 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     a.statistics = a.width // a.segment
     columns = WIDEST
     # Bands, and with them the bits, are cut by shape alone.
-    height = most(16, least(4096, BAND_ELEMENTS // (a.segment * in_tile(&a, columns))))
+    height = most(16, least(4096, BAND_ELEMENTS // (a.segment * in_tile(&a, columns, HALVES))))
     bands = most(1, (a.rows + height // 2) // height)
     a.band = ceil_div(ceil_div(a.rows, bands), 8) * 8  # of nearly equal height
     a.bands = ceil_div(a.rows, a.band)
     # The tiles of a single band are narrower, so that each stays near; by shape too, as a tile's last columns are done singly.
     if a.bands == 1:
         columns = most(WHOLE_PAGE if a.segment == 1 else NARROWEST, NEAR_ELEMENTS // a.rows)
-    a.in_tile = in_tile(&a, columns)
+        if aligned(&a, HALVES) * a.segment <= WIDEST:  # in whole vectors
+            columns = most(least(columns, WHOLE_PAGE if a.segment == 1 else NARROW), least(columns, l2_bytes() // 16 // a.rows))
+    a.in_tile = in_tile(&a, columns, 64 // job.ops.itemsize)
     a.tile = a.in_tile * a.segment
     a.tiles = ceil_div(a.statistics, a.in_tile)
     a.channels = a.tile // job.post
+    a.flags = job.flags
+    if a.tiles > 1 and 2 * a.band * a.tile * job.ops.itemsize * (2 if job.dy != NULL else 1) > l2_bytes() // 4 * 3:
+        a.flags &= ~FN_NEXT
     return a
 
 
