@@ -183,7 +183,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
 }
 #undef GRAD
 
-/* Rows of w columns without gaps, or several side by side, `size` elements in all, streamed. */
+/* `size` elements without gaps, whose numbers repeat after w: a row, or several side by side. Streamed. */
 FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                         const NAME(col_grads) *q, int relu) {
     const ptrdiff_t pad = p->pad;

@@ -9,7 +9,7 @@
    Columns are taken in pieces whose numbers stay in L1, whole rows where they can be: halves of rows of 4 KB, one half of all rows and then
    the other, took up to 1.4 times as long. */
 
-#define FN_TILE 512 /* columns of rows that are read as one, and of a piece of rows' gradients */
+#define FN_TILE 512 /* columns of rows that are read as one; also of a piece of rows' gradients, and channels that are evaluated together */
 #define FN_PIECE (4096 / (ptrdiff_t)sizeof(T)) /* columns whose numbers are in L1 together: at most 6 arrays, 24 KB */
 
 /* A narrow matrix without gaps is read as one several times as wide, to fill whole vectors: how many of its rows make one. */
@@ -315,7 +315,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 #undef FULL
 }
 
-/* Rows of w columns without gaps, or several side by side, `size` elements in all, streamed. */
+/* `size` elements without gaps, whose numbers repeat after w: a row, or several side by side. Streamed. */
 FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                     int has_res, int relu) {
 #define FULL(n) do { fn_prefetch(x + i + SOON); STREAM(y + i, OUT(i, LANES)); } while (0)

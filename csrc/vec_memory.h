@@ -27,6 +27,7 @@ FN_INLINE vf vf_load_n(const float *s, ptrdiff_t n) {
 /* By halves: a masked store takes a Zen 3 a dozen cycles. */
 FN_INLINE void vf_store_n(float *d, vf a, ptrdiff_t n) {
     __m256 half = (__m256)a.v[0];
+    if (n & 16) { vf_store(d, a); return; }
     if (n & 8) { _mm256_storeu_ps(d, half); d += 8; half = (__m256)a.v[1]; }
     __m128 q = _mm256_castps256_ps128(half);
     if (n & 4) { _mm_storeu_ps(d, q); d += 4; q = _mm256_extractf128_ps(half, 1); }
@@ -41,6 +42,7 @@ FN_INLINE vd vd_load_n(const double *s, ptrdiff_t n) {
 }
 FN_INLINE void vd_store_n(double *d, vd a, ptrdiff_t n) {
     __m256d half = (__m256d)a.v[0];
+    if (n & 8) { vd_store(d, a); return; }
     if (n & 4) { _mm256_storeu_pd(d, half); d += 4; half = (__m256d)a.v[1]; }
     __m128d q = _mm256_castpd256_pd128(half);
     if (n & 2) { _mm_storeu_pd(d, q); d += 2; q = _mm256_extractf128_pd(half, 1); }

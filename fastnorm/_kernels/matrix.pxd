@@ -33,10 +33,15 @@ cdef inline Py_ssize_t aligned(const Matrix *a, Py_ssize_t line) noexcept nogil:
     return n
 
 
-# Statistics to a tile of about `columns`, in whole lines of so many columns; with the tiles nearly equal where they can be.
+# Are tiles cut in whole lines? Unless that would make them too wide; the same for every type, as bits depend on it.
+cdef inline bint in_lines(const Matrix *a) noexcept nogil:
+    return aligned(a, HALVES) * a.segment <= WIDEST
+
+
+# Statistics to a tile of about `columns`: with in_lines in whole lines of so many columns, and the tiles nearly equal where they can be.
 cdef inline Py_ssize_t in_tile(const Matrix *a, Py_ssize_t columns, Py_ssize_t line) noexcept nogil:
     cdef Py_ssize_t n = ceil_div(a.statistics, ceil_div(a.width, columns)), whole = aligned(a, line)
-    if aligned(a, HALVES) * a.segment > WIDEST:
+    if not in_lines(a):
         return least(a.statistics, most(columns // a.segment, 1))
     n = ceil_div(n, whole) * whole
     if n * a.segment > columns:
@@ -60,10 +65,11 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     bands = most(1, (a.rows + height // 2) // height)
     a.band = ceil_div(ceil_div(a.rows, bands), 8) * 8  # of nearly equal height
     a.bands = ceil_div(a.rows, a.band)
-    # The tiles of a single band are narrower, so that each stays near; by shape too, as a tile's last columns are done singly.
+    # The tiles of a single band are narrower, so that each stays near. A tile's last columns are done singly, and have bits of their own:
+    # tiles in whole lines have none but the matrix's last, and fit this processor's L2; others are cut by shape alone.
     if a.bands == 1:
         columns = most(WHOLE_PAGE if a.segment == 1 else NARROWEST, NEAR_ELEMENTS // a.rows)
-        if aligned(&a, HALVES) * a.segment <= WIDEST:  # in whole vectors
+        if in_lines(&a):
             columns = most(least(columns, WHOLE_PAGE if a.segment == 1 else NARROW), least(columns, l2_bytes() // 16 // a.rows))
     a.in_tile = in_tile(&a, columns, 64 // job.ops.itemsize)
     a.tile = a.in_tile * a.segment
