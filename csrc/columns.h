@@ -3,11 +3,11 @@
 
    Included once per (storage S, arithmetic T). Sums read eight rows (of two arrays: four) side by side, so that a column's
    accumulators are loaded and stored once for eight rows; meanwhile the next rows are fetched. Squares are taken in one look or
-   two, as in spans.h. Outputs are written row by row or several rows at a time, which share the columns' numbers, all loads before the stores: where
-   rows lie a multiple of 4 KB apart, a load waits for any recent store to the same column (row by row, twice as slow).
+   two, as in spans.h. Outputs are written row by row, or several rows at a time, which share the columns' numbers, all loads before
+   the stores: where rows lie a multiple of 4 KB apart, a load waits for any recent store to the same column (twice as slow).
    Streamed outputs go row by row, in whole cache lines; rows without gaps as one run, whose vectors go on into the next row.
-   Columns are taken in pieces whose numbers stay in L1, whole rows where they can be: halves of rows of 4 KB, one half of all rows and then
-   the other, took up to 1.4 times as long. */
+   Columns are taken in pieces whose numbers stay in L1, whole rows where they can be: halves of rows of 4 KB, one half of all rows
+   and then the other, took up to 1.4 times as long. */
 
 #define FN_TILE 512 /* columns of rows that are read as one; also of a piece of rows' gradients, and channels that are evaluated together */
 #define FN_PIECE (4096 / (ptrdiff_t)sizeof(T)) /* columns whose numbers are in L1 together: at most 6 arrays, 24 KB */
