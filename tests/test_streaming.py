@@ -6,7 +6,7 @@ rows, spans and channels share cache lines in every way that the arrays' places 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -116,6 +116,55 @@ def test_streamed_outputs_have_the_same_bits(
         for offset in (0, 1, 4, 17):
             for one, other in zip(expected, results(offset), strict=True):
                 same_bits(one, other, f"{machine}, offset {offset}")
+
+
+@pytest.fixture
+def l2_bytes() -> Iterator[Callable[[int], int]]:
+    """Sets how large a second-level cache the kernels reckon with."""
+    size = core.set_l2_bytes(1)
+    core.set_l2_bytes(size)
+    yield core.set_l2_bytes
+    core.set_l2_bytes(size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        *(("batch_norm", shape) for shape in [(40, 100), (33, 512), (20, 1500), (70, 1300), (700, 40)]),
+        *(("batch_norm", shape) for shape in [(33, 70, 7, 7), (70, 40, 9, 9), (40, 100, 5), (9, 40, 3, 7)]),
+        *(("batch_norm", shape) for shape in [(3, 5, 16, 16), (5, 4, 28, 28), (2, 7, 10, 13)]),
+        *(("group_norm", shape) for shape in [(3, 8, 16, 16), (2, 12, 10, 13)]),
+        *(("evaluation", shape) for shape in [(20, 1500), (33, 70, 7, 7)]),
+    ],
+)
+def test_no_bit_depends_on_the_size_of_the_cache(
+    norm: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    l2_bytes: Callable[[int], int],
+    rng: np.random.Generator,
+    request: pytest.FixtureRequest,
+) -> None:
+    """How tiles are cut, what is fetched, and whether dx is written while the next sums are formed, is the cache's affair."""
+    t = dtype_of(dtype)
+    x, dy = draw(rng, shape, t), draw(rng, shape, t)
+    weight = draw(rng, shape[1:2], np.float64 if dtype == "float64" else np.float32)
+    name = "batch_norm" if norm == "evaluation" else norm
+
+    def results() -> tuple[Array, ...]:
+        y, ctx = getattr(fn, f"{name}_forward")(x, **arguments_of(norm, shape, True, weight))
+        return y, *getattr(fn, f"{name}_backward")(dy, ctx)
+
+    expected = results()
+    for fixture in (None, "streamed"):
+        if fixture:
+            request.getfixturevalue(fixture)
+        for machine in machines():
+            for size in (4096, 65536, 2097152):
+                l2_bytes(size)
+                for one, other in zip(expected, results(), strict=True):
+                    same_bits(one, other, f"{machine}, L2 of {size} bytes, {fixture}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

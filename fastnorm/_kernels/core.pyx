@@ -96,6 +96,15 @@ def set_stream_bytes(size):
     return before
 
 
+def set_l2_bytes(Py_ssize_t size):
+    """Take a core's second-level cache for one of `size` bytes from now on, for tests: no bit depends on it. Returns what it was."""
+    global _l2
+    if size < 1:
+        raise ValueError(f"size: expected at least 1 byte, got {size}")
+    before, _l2 = _l2, size
+    return before
+
+
 cdef int threads_for(Py_ssize_t elements) noexcept nogil:
     cdef Py_ssize_t n = elements // _grain
     return 1 if n < 1 else (<int> n if n < _threads else _threads)
