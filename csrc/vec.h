@@ -190,6 +190,12 @@ FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
     a.v[0] = (fn_nf)_mm512_mask_blend_ps((__mmask16)((1u << n) - 1), (__m512)b.v[0], (__m512)a.v[0]);
     return a;
 }
+#elif FN_LEVEL == 2
+FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
+    const float *m = (const float *)(const void *)(fn_lanes32 + 16 - n);
+    FN_EACH(p, a.v[p] = (fn_nf)_mm256_blendv_ps((__m256)b.v[p], (__m256)a.v[p], _mm256_loadu_ps(m + 8 * p)));
+    return a;
+}
 #else
 FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
     vf keep = vf_first(a, n), rest = vf_first(b, n);
@@ -197,11 +203,19 @@ FN_INLINE vf vf_first_or(vf a, vf b, ptrdiff_t n) {
     return a;
 }
 #endif
+#if FN_LEVEL == 2
+FN_INLINE vd vd_first_or(vd a, vd b, ptrdiff_t n) {
+    const double *m = (const double *)(const void *)(fn_lanes32 + 16 - 2 * n);
+    FN_EACH_D(p, a.v[p] = (fn_nd)_mm256_blendv_pd((__m256d)b.v[p], (__m256d)a.v[p], _mm256_loadu_pd(m + 4 * p)));
+    return a;
+}
+#else
 FN_INLINE vd vd_first_or(vd a, vd b, ptrdiff_t n) {
     vd keep = vd_first(a, n), rest = vd_first(b, n);
     FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)keep.v[p] | ((fn_nl)b.v[p] ^ (fn_nl)rest.v[p])));
     return a;
 }
+#endif
 FN_INLINE vf vf_where_positive(vf z, vf a) { FN_EACH(p, a.v[p] = (fn_nf)((fn_ni)a.v[p] & ~(fn_ni)(z.v[p] <= 0.0f))); return a; }
 FN_INLINE vd vd_where_positive(vd z, vd a) { FN_EACH_D(p, a.v[p] = (fn_nd)((fn_nl)a.v[p] & ~(fn_nl)(z.v[p] <= 0.0))); return a; }
 
