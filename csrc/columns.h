@@ -51,10 +51,11 @@ FN_INLINE void NAME(repeat)(T *v, ptrdiff_t w, ptrdiff_t m) {
             for (ptrdiff_t j = done; j < (w); j += LANES) BODY(row, 1, ((w) - j < LANES ? (w) - j : LANES));             \
     } while (0)
 
-/* Are the next rows fetched? Beyond the cache, or else sums take up to twice as long; and where rows are near each other. In cache the
-   processor reads rows of a page and more as quickly, and help costs a tenth. */
+/* Are the next rows fetched? Beyond the cache, or else sums take up to twice as long; and where rows are near each other, though not at AVX2
+   (spans.h says why; there sums of what lies in L3 take 0.8 to 0.9 of the time without). In cache the processor reads rows of a page and more as
+   quickly, and help costs a tenth. */
 FN_INLINE int NAME(col_is_helped)(ptrdiff_t stride, int flags) {
-    return (stride * (ptrdiff_t)sizeof(S) < 4096 && !(flags & FN_NEAR)) || flags & FN_FAR;
+    return flags & FN_FAR || (stride * (ptrdiff_t)sizeof(S) < 4096 && NAME(is_helped)(flags));
 }
 /* How far on what is fetched lies while `some` rows of w columns from row r on are summed: the next rows, or after the last ones the first
    of the next columns. (Of (32, 2048, 7, 7) the forward takes 0.97 of the time, the backward 0.94.) */

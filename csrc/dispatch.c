@@ -60,6 +60,14 @@ ptrdiff_t fn_l2_bytes(void) {
     return n > 0 ? n : 512 << 10;
 }
 
+ptrdiff_t fn_l3_bytes(void) {
+    long n = 0;
+#if defined(__linux__) && defined(_SC_LEVEL3_CACHE_SIZE)
+    n = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return n > 0 ? n : 16 << 20;
+}
+
 int fn_best_level(void) {
     static const int widest_first[] = {FN_AVX512_WIDE, FN_AVX512, FN_AVX2, FN_NEON};
     for (int i = fn_halves_are_faster(); i < 4; i++)

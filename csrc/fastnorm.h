@@ -42,7 +42,8 @@ typedef struct { double *mean, *mean_lo, *rstd; } fn_row_stats;
 /* The least and the most of 1 and of the sizes of gamma's numbers other than 0. */
 typedef struct { double least, most; } fn_sizes;
 
-/* FN_NEAR: all data lie in L2, and nothing is fetched ahead. FN_NEXT: what comes after these rows is fetched while they are written. */
+/* FN_NEAR: all data lie in L2, and nothing is fetched ahead. FN_FAR: they come from memory. FN_NEXT: what comes after these rows is fetched
+   while they are written. */
 enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16, FN_FAR = 32, FN_NEAR = 64, FN_NEXT = 128 };
 enum { FN_CHUNK = 16384 }; /* elements of dropout that a thread takes at a time: a multiple of 64 */
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };
@@ -127,7 +128,7 @@ typedef struct {
 
     /* ---- a matrix whose columns each have their own statistic: channels last, (N, C), short spans ---- */
 
-    /* sum[j] = Σ_r x[r,j] and square[j] = Σ_r x[r,j]² over `rows` rows, hi and lo parts. FN_FAR: x lies beyond the cache. */
+    /* sum[j] = Σ_r x[r,j] and square[j] = Σ_r x[r,j]² over `rows` rows, hi and lo parts. */
     void (*col_sums)(const void *x, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride, int flags, double *sum, double *sum_lo,
                      double *square, double *square_lo);
     /* m2[j] = Σ_r (x[r,j] - c)² - rows·(centre[j] - c)², c = fl(centre[j]): the squares about the centre, if it is the mean. */
@@ -135,7 +136,7 @@ typedef struct {
     /* Here and below p and g have a number per channel, which owns `post` neighbouring columns. */
     void (*col_affine)(const void *x, const void *residual, void *y, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t stride,
                        const fn_norms *p, ptrdiff_t post, int flags);
-    /* to.sum[j] = Σ_r dy[r,j]; to.dot[j] = Σ_r dy[r,j]·(x[r,j] - mean[j]); what the roundings lost in sum_lo, dot_lo. FN_FAR: as above. */
+    /* to.sum[j] = Σ_r dy[r,j]; to.dot[j] = Σ_r dy[r,j]·(x[r,j] - mean[j]); what the roundings lost in sum_lo, dot_lo. */
     void (*col_grad_sums)(const void *dy, const void *x, const void *residual, ptrdiff_t rows, ptrdiff_t width,
                           ptrdiff_t stride, const fn_norms *p, ptrdiff_t post, int flags, fn_planes to);
     void (*col_grad_apply)(const void *dy, const void *x, const void *residual, void *dx, void *dresidual, ptrdiff_t rows,
@@ -193,6 +194,8 @@ const fn_ops *fn_table(int level);
 int fn_best_level(void);
 /* Bytes of a core's second-level cache, or what is usual where the system does not tell. */
 ptrdiff_t fn_l2_bytes(void);
+/* The same of the third-level cache, which cores share. */
+ptrdiff_t fn_l3_bytes(void);
 /* Does it pay to fetch what comes next (a channel, some rows) while this is written? */
 int fn_fetches_next(void);
 

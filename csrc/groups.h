@@ -44,6 +44,7 @@ FN_OUTLINE void NAME(group_affine)(const void *xv, void *yv, const fn_channels *
 FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_channels *c, const fn_norm *shared, int flags,
                                       fn_sums *out) {
     int near = !GENERIC && shared->near;
+    ptrdiff_t ahead = NAME(is_helped)(flags) ? SOON : 0;
     W mean = WIDE_SET1(shared->mean);
     vd away = vd_set1(near ? shared->mean : 0), low = vd_set1(shared->mean_lo);
     NAME(affine_v) v = NAME(split)(shared);
@@ -55,7 +56,7 @@ FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_
         for (ptrdiff_t i = 0; i < n; i++) {
             const S *dy = (const S *)dyv + (first + i) * c->len, *x = (const S *)xv + (first + i) * c->len;
             NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
-#define BODY(near, relu) a = NAME(grad_sums_body)(a, dy, x, NULL, c->len, v, mean, near, 0, relu, flags & FN_NEAR ? 0 : SOON, NULL, 0)
+#define BODY(near, relu) a = NAME(grad_sums_body)(a, dy, x, NULL, c->len, v, mean, near, 0, relu, ahead, NULL, 0)
             if (flags & FN_RELU) {
                 v.scale = SET1(q.scale[i]);
                 v.shift = SET1(q.shift[i]);

@@ -109,7 +109,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
     for (ptrdiff_t k = 0; k < s.count; k++) {
         for (ptrdiff_t i = 0, n, o = k * s.stride; i < s.len; i += n, o += n) {
             const S *r = res ? res + o : NULL;
-            ptrdiff_t ahead = flags & FN_NEAR ? 0 : i < most || k + 1 == s.count ? SOON : s.stride - most;
+            ptrdiff_t ahead = !NAME(is_helped)(flags) ? 0 : i < most || k + 1 == s.count ? SOON : s.stride - most;
             n = i < most ? most : s.len - i;
 #define BODY(r, near, has_res, relu) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, near, has_res, relu, ahead, NULL, 0)
             if (GENERIC || !near) BODY(r, 0, r && relu, relu);

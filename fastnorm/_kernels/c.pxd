@@ -129,6 +129,7 @@ cdef extern from "fastnorm.h" nogil:
     const fn_ops *fn_table(int level) noexcept
     int fn_best_level() noexcept
     Py_ssize_t fn_l2_bytes() noexcept
+    Py_ssize_t fn_l3_bytes() noexcept
     int fn_fetches_next() noexcept
 
 cdef extern from "scalar.h" nogil:

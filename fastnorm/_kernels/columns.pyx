@@ -18,7 +18,7 @@ from libc.string cimport memcpy, memset
 from fastnorm._kernels.c cimport fn_grads, fn_moments, fn_norms, fn_planes, fn_sums, fn_sums_weigh
 from fastnorm._kernels.job cimport Job, at, planes_from, planes_of, statistic_count, statistic_size
 from fastnorm._kernels.matrix cimport (
-    Cell, Matrix, Scratch, Stats, cell_of, distance, fills, matrix_of, part_of, scratch_of, scratch_size, spread,
+    Cell, Matrix, Scratch, Stats, cell_of, fills, matrix_of, part_of, scratch_of, scratch_size, spread,
     stats_from, stats_of,
 )
 
@@ -29,14 +29,14 @@ cdef void reduce_cell(const Job *job, const Matrix *a, Py_ssize_t u, char *memor
     cdef Scratch s = scratch_of(a, memory)
     cdef double n = <double> (z.rows * a.segment)
     if a.segment == 1:
-        job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, distance(job), out.sum, out.sum_lo, out.m2, s.columns.dot)
+        job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, job.flags, out.sum, out.sum_lo, out.m2, s.columns.dot)
         job.ops.channels.means(out.sum, out.sum_lo, n, z.statistics, out.mean, out.mean_lo)
         if not job.ops.channels.centre(out.m2, s.columns.dot, out.sum, out.sum_lo, out.mean, out.mean_lo, z.statistics):
             job.ops.col_squares(job.x + z.offset, z.rows, z.width, a.width, out.mean, s.columns.sum)
             job.ops.channels.recentre(s.columns.sum, NULL, out.mean_lo, n, z.statistics)
             job.ops.channels.mend(out.m2, s.columns.sum, z.statistics)
         return
-    job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, distance(job), s.columns.sum, s.columns.sum_lo, s.columns.dot,
+    job.ops.col_sums(job.x + z.offset, z.rows, z.width, a.width, job.flags, s.columns.sum, s.columns.sum_lo, s.columns.dot,
                      s.columns.dot_lo)
     job.ops.channels.add_runs(s.columns.sum, s.columns.sum_lo, a.segment, z.statistics, out.sum, out.sum_lo)
     job.ops.channels.add_runs(s.columns.dot, s.columns.dot_lo, a.segment, z.statistics, out.m2, s.runs.m2)
@@ -221,7 +221,7 @@ cdef void sum_cell(const Job *job, const Matrix *a, Py_ssize_t u, const fn_norms
     cdef fn_planes to = out if job.post == 1 else s.columns
     cdef Py_ssize_t channels = z.width // job.post
     job.ops.col_grad_sums(job.dy + z.offset, job.x + z.offset, at(job.residual, z.offset), z.rows, z.width, a.width, p, job.post,
-                          job.flags | distance(job), to)
+                          job.flags, to)
     if job.post > 1:
         job.ops.channels.add_runs(to.sum, to.sum_lo, job.post, channels, out.sum, out.sum_lo)
         job.ops.channels.add_runs(to.dot, to.dot_lo, job.post, channels, out.dot, out.dot_lo)

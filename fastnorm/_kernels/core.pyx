@@ -10,8 +10,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport strcpy
 
 from fastnorm._kernels.c cimport (
-    FN_AVX2, FN_AVX512, FN_AVX512_WIDE, FN_BASELINE, FN_COMPILER, FN_HAVE_OPENMP, FN_LEVELS, FN_NEAR, FN_NEON, FN_NEXT, FN_STREAM,
-    fn_best_level, fn_fetches_next, fn_l2_bytes, fn_ops, fn_table,
+    FN_AVX2, FN_AVX512, FN_AVX512_WIDE, FN_BASELINE, FN_COMPILER, FN_FAR, FN_HAVE_OPENMP, FN_LEVELS, FN_NEAR, FN_NEON, FN_NEXT, FN_STREAM,
+    fn_best_level, fn_fetches_next, fn_l2_bytes, fn_l3_bytes, fn_ops, fn_table,
 )
 
 # Elements per thread; below two of these one thread does it. Awake, a second thread is ready in 1 to 3 µs, but between calls it
@@ -68,6 +68,7 @@ cdef int _level = -1
 cdef int _threads = 1
 cdef Py_ssize_t _grain = GRAIN
 cdef Py_ssize_t _l2 = fn_l2_bytes()
+cdef Py_ssize_t _far = min(4 << 20, fn_l3_bytes() // 4)  # an array so large comes from memory: it is one of three or four
 cdef int _next = FN_NEXT if fn_fetches_next() else 0
 cdef bint _forked = False
 _isa_reason = "the fastest on this processor"
@@ -111,7 +112,8 @@ cdef int threads_for(Py_ssize_t elements) noexcept nogil:
 
 
 cdef int memory_flags(Py_ssize_t nbytes) noexcept nogil:
-    return (FN_STREAM if nbytes >= STREAM_BYTES else 0) | (FN_NEAR if nbytes <= _l2 // 2 else _next)
+    return ((FN_STREAM if nbytes >= STREAM_BYTES else 0) | (FN_FAR if nbytes >= _far else 0)
+            | (FN_NEAR if nbytes <= _l2 // 2 else _next))
 
 
 cdef Py_ssize_t l2_bytes() noexcept nogil:

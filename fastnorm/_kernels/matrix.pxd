@@ -1,6 +1,6 @@
 """A matrix of columns: how it is cut into tiles and bands, and the memory that a piece needs. For columns.pyx."""
 
-from fastnorm._kernels.c cimport FN_FAR, FN_NEAR, FN_NEXT, fn_grads, fn_norms, fn_planes
+from fastnorm._kernels.c cimport FN_NEXT, fn_grads, fn_norms, fn_planes
 from fastnorm._kernels.core cimport l2_bytes, threads_for
 from fastnorm._kernels.job cimport Job, ceil_div, element_count, least, most, place_among, planes_of
 
@@ -12,7 +12,6 @@ cdef enum:
     WHOLE_PAGE = 1024  # columns that are statistics of their own: halves of pages took up to 1.4 times as long
     WIDEST = 2048  # columns: two pages of a row, so that memory is walked in long strides; more would leave too few rows in L2
     HALVES = 32  # columns in a cache line of half types
-    FAR_BYTES = 4194304  # so large a tensor is not in L2
 
 
 # One matrix per sample (one in all for batch norm), `statistics` to a row.
@@ -79,11 +78,6 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     if a.tiles > 1 and 2 * a.band * a.tile * job.ops.itemsize * (2 if job.dy != NULL else 1) > l2_bytes() // 4 * 3:
         a.flags &= ~FN_NEXT
     return a
-
-
-# How the primitives that form sums are told where their data lie: beyond the cache, in L2, or between.
-cdef inline int distance(const Job *job) noexcept nogil:
-    return FN_FAR if element_count(job) * job.ops.itemsize >= FAR_BYTES else job.flags & FN_NEAR
 
 
 # Are whole tiles shared out evenly enough? If not, the threads share bands.

@@ -3,8 +3,8 @@ cimport numpy as cnp
 import numpy as np
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.c cimport fn_moments
-from fastnorm._kernels.core cimport ops_for
+from fastnorm._kernels.c cimport FN_STREAM, fn_moments
+from fastnorm._kernels.core cimport memory_flags, ops_for
 from fastnorm._kernels.job cimport Job, element_count, statistic_size
 from fastnorm._kernels.norm cimport norm_moments
 from fastnorm.functional._channels cimport (
@@ -175,7 +175,8 @@ def moments(x, axis=None, *, ddof=0, keepdims=False):
     job.x = <const char *> cnp.PyArray_DATA(w)
     job.n = job.pre = job.post = 1
     job.c, job.groups = kept, kept
-    job.given = job.lengths = job.flags = 0
+    job.given = job.lengths = 0
+    job.flags = memory_flags(cnp.PyArray_NBYTES(w)) & ~FN_STREAM  # nothing is written
     if w is behind:
         job.n, job.groups = m, 0
     else:
