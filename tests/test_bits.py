@@ -78,7 +78,9 @@ def test_a_signaling_nan_becomes_quiet(dtype: str, axis: int, rng: np.random.Gen
     x, dy, residual = (draw(rng, (3, 50, 37), dtype_of(dtype)) for _ in range(3))
     exponent, quiet = {"float16": (0x7C00, 0x200), "bfloat16": (0x7F80, 0x40)}[dtype]
     words = dy.view(np.uint16)
-    words.flat[::7] = exponent | rng.integers(1, quiet, words.flat[::7].size) | rng.choice([0, 0x8000], words.flat[::7].size)
+    words.flat[::7] = (
+        exponent | rng.integers(1, quiet, words.flat[::7].size) | rng.choice([0, 0x8000], words.flat[::7].size)
+    )
     for machine in machines():
         y, ctx = fn.batch_norm_forward(x, None, None, None, None, True, axis=axis, residual=residual, activation="relu")
         got = fn.batch_norm_backward(dy, ctx).dresidual.view(np.uint16)
