@@ -52,7 +52,6 @@
 #undef LOAD_SOME
 #undef STORE_SOME
 #undef ROUND
-#undef QUIET
 #undef LOAD_T
 #undef LOAD_P
 #undef LOAD_P_N

@@ -3,10 +3,10 @@
    Included once per (storage S, arithmetic T). With xhat = (x - mean)·rstd: dx = a·dy + b·(x - mean) + c, a number of each kind
    per column, from Σdy and Σdy·(x - mean). */
 
-/* col_load; of half types the parts of vectors apart, for whose sake gcc would keep less of the whole ones in registers (1.14 of the time). */
+/* col_load; at AVX2 the parts of vectors of half types apart, for whose sake gcc 12 kept less of the whole ones in registers (1.14 of the time). */
 FN_OUTLINE V NAME(col_part)(const S *x, ptrdiff_t n) { return LOAD_N(x, n); }
 FN_INLINE V NAME(col_load_apart)(const S *x, ptrdiff_t n) {
-    return n == LANES || sizeof(S) > 2 ? NAME(col_load)(x, n) : NAME(col_part)(x, n);
+    return FN_LEVEL != 2 || n == LANES || sizeof(S) > 2 ? NAME(col_load)(x, n) : NAME(col_part)(x, n);
 }
 
 /* Four rows or one of the gradient sums of one vector of columns, in double as in spans.h. */

@@ -42,7 +42,7 @@ typedef struct { double *mean, *mean_lo, *rstd; } fn_row_stats;
 /* The least and the most of 1 and of the sizes of gamma's numbers other than 0. */
 typedef struct { double least, most; } fn_sizes;
 
-/* FN_NEAR: all data lie in L2, and nothing is fetched ahead. FN_FAR: they come from memory. FN_NEXT: what comes after these rows is fetched
+/* FN_NEAR: all data lie in L2, and nothing is fetched ahead. FN_FAR: they may come from memory. FN_NEXT: what comes after these rows is fetched
    while they are written. */
 enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16, FN_FAR = 32, FN_NEAR = 64, FN_NEXT = 128 };
 enum { FN_CHUNK = 16384 }; /* elements of dropout that a thread takes at a time: a multiple of 64 */

@@ -2,8 +2,7 @@
 
    Each body (spans.h, columns.h, rows.h and their gradients) is written once, in terms of: S the storage type, T the arithmetic type, P the
    type of parameter vectors, V a vector of T, W the same widened for sums, ACC what it is added into. WIDER names the same body
-   with T = double, taken by the rare data that float arithmetic cannot hold (1e30 squared, or 1e-30). QUIET is for what is stored as it was
-   loaded: float16 becomes quiet NaN by being loaded, bfloat16 by arithmetic alone, and float and double are copied. */
+   with T = double, taken by the rare data that float arithmetic cannot hold (1e30 squared, or 1e-30). */
 #include "vec.h"
 #include "fastnorm.h"
 #include "scalar.h"
@@ -42,7 +41,6 @@
 #define STORE_N vd_store_n
 #define STREAM vd_stream
 #define ROUND(x) (x)
-#define QUIET(x) (x)
 #define LOAD_T vd_load
 #define LOAD_P vd_load
 #define LOAD_P_N vd_load_n
@@ -66,7 +64,6 @@
 #define STORE_N vd_store_float_n
 #define STREAM vd_store_float
 #define ROUND(x) (x)
-#define QUIET(x) (x)
 #define LOAD_T vd_load
 #define LOAD_P vd_load_float
 #define LOAD_P_N vd_load_float_n
@@ -89,7 +86,6 @@
 #define STORE_N vd_store_bf16_n
 #define STREAM vd_store_bf16
 #define ROUND vd_round_bf16
-#define QUIET(x) (x)
 #define LOAD_T vd_load
 #define LOAD_P vd_load_float
 #define LOAD_P_N vd_load_float_n
@@ -113,7 +109,6 @@
 #define STORE_N vf_store_n
 #define STREAM vf_stream
 #define ROUND(x) (x)
-#define QUIET(x) (x)
 #define LOAD_T vf_load
 #define LOAD_P vf_load
 #define LOAD_P_N vf_load_n
@@ -136,7 +131,6 @@
 #define STORE_N vf_store_f16_n
 #define STREAM vf_stream_f16
 #define ROUND vf_round_f16
-#define QUIET(x) (x)
 #define LOAD_T vf_load
 #define LOAD_P vf_load
 #define LOAD_P_N vf_load_n
@@ -162,7 +156,6 @@
 #define STORE_PAIR vf_store_pair_bf16
 #define STREAM_PAIR vf_stream_pair_bf16
 #define ROUND vf_round_bf16
-#define QUIET(x) vf_mul(x, vf_set1(1))
 #define LOAD_T vf_load
 #define LOAD_P vf_load
 #define LOAD_P_N vf_load_n

@@ -180,8 +180,8 @@ FN_OUTLINE void NAME(gate_row)(const void *dyv, const void *yv, void *tov, ptrdi
     const S *dy = dyv, *y = yv;
     S *to = tov;
     ptrdiff_t i = 0;
-    for (; i <= len - LANES; i += LANES) STORE(to + i, POSITIVE(LOAD(y + i), QUIET(LOAD(dy + i))));
-    if (i < len) STORE_N(to + i, POSITIVE(LOAD_N(y + i, len - i), QUIET(LOAD_N(dy + i, len - i))), len - i);
+    for (; i <= len - LANES; i += LANES) STORE(to + i, POSITIVE(LOAD(y + i), LOAD(dy + i)));
+    if (i < len) STORE_N(to + i, POSITIVE(LOAD_N(y + i, len - i), LOAD_N(dy + i, len - i)), len - i);
 }
 
 /* Σx² of a contiguous run; meanwhile what lies `ahead` of it is fetched. */

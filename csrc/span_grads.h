@@ -8,7 +8,7 @@ FN_INLINE V NAME(gate)(V dy, V x, V res, NAME(affine_v) v, int has_res, int relu
     if (!relu) return dy;
     V z = NAME(normalize)(x, v);
     if (has_res) z = ADD(ROUND(z), res);
-    return POSITIVE(ROUND(z), QUIET(dy));
+    return POSITIVE(ROUND(z), dy);
 }
 
 /* Σg, and Σg·(x - mean) or, with `near`, Σg·x. */

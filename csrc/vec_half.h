@@ -1,7 +1,7 @@
 /* The vocabulary's half types: float16 (IEEE binary16) and bfloat16 in memory, float in registers.
 
    Widening is exact. Narrowing rounds to nearest even, by the hardware where the level has it and by the same rule in
-   integer arithmetic where not, NaN payloads included, so that every level stores the same bits. */
+   integer arithmetic where not, so that every level stores the same bits; NaN stays NaN. */
 #ifndef FN_VEC_HALF_H
 #define FN_VEC_HALF_H
 
@@ -111,8 +111,8 @@ FN_INLINE vf vf_load_bf16(const fn_bf16 *s) { vu r = vu_load_words(s); FN_EACH(p
 #endif
 #if FN_LEVEL == 2
 /* a and b rounded, a's words in even places and b's in odd ones: upper halves, and one more where the lower ones lie above the middle, or
-   on it beside an odd number. NaN stays as it is, for arithmetic has made it quiet. Sixteen words at once take eleven operations, and as
-   integers of 32 bits they took seventeen (0.8 to 0.9 of the time of what stores them). */
+   on it beside an odd number. NaN keeps its upper half, in which it is one: arithmetic has made it quiet, or it comes from bfloat16. Sixteen
+   words at once take eleven operations, and as integers of 32 bits they took seventeen (0.8 to 0.9 of the time of what stores them). */
 FN_INLINE __m256i fn_rounded(fn_nf a, fn_nf b) {
     const __m256i u = (__m256i)a, v = (__m256i)b, largest = _mm256_set1_epi16(0x7fbf);
     __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(u, 16), v, 0xaa), lower = _mm256_blend_epi16(u, _mm256_slli_epi32(v, 16), 0xaa);
@@ -261,8 +261,8 @@ FN_INLINE vf vf_round_f16(vf a) { return fn_of_f16(fn_to_f16(a)); }
         _mm256_mask_storeu_epi16(d, (__mmask16)((1u << n) - 1), vf_##type##_words(a));                                   \
     }
 #elif FN_LEVEL == 2
-/* By halves, as floats are: memcpy of a length that the compiler does not know took four times as long (batch norm of 7×7 and layer norm of
-   rows of 100 take 0.3 to 0.6 of the time). Less than eight words are two loads that overlap; nothing beyond them is read. */
+/* By halves, as floats are stored: memcpy of a length that the compiler does not know took four times as long (spans of 49 and rows of 100 take
+   0.3 to 0.6 of the time). Less than eight words are at most two loads, which may overlap; nothing beyond them is read. */
 FN_INLINE __m128i fn_some_words(const uint16_t *s, ptrdiff_t n) {
     uint64_t low = 0, high = 0;
     if (n >= 4) {
@@ -287,7 +287,7 @@ FN_INLINE void fn_put_words_n(uint16_t *d, __m256i a, ptrdiff_t n) {
     if (n & 16) { _mm256_storeu_si256((__m256i *)d, a); return; }
     if (n & 8) { _mm_storeu_si128((__m128i *)d, q); d += 8; q = _mm256_extracti128_si256(a, 1); }
     if (n & 4) { _mm_storel_epi64((__m128i *)d, q); d += 4; q = _mm_srli_si128(q, 8); }
-    if (n & 2) { _mm_storeu_si32(d, q); d += 2; q = _mm_srli_si128(q, 4); }
+    if (n & 2) { int two = _mm_cvtsi128_si32(q); memcpy(d, &two, 4); d += 2; q = _mm_srli_si128(q, 4); }
     if (n & 1) *d = (uint16_t)_mm_extract_epi16(q, 0);
 }
 #define FN_HALF(type)                                                                                                    \

@@ -7,8 +7,8 @@ cdef const fn_ops *ops_for(int dtype) noexcept nogil
 # makes a team and a system call for it all the same, 0.6 µs, which is as much as a small call takes.
 cdef int threads_for(Py_ssize_t elements) noexcept nogil
 # What arrays of so many bytes ask of a kernel: FN_STREAM where the output goes past the cache; FN_NEAR where all of it lies in L2, and
-# nothing need be fetched; else FN_NEXT, if it pays on this machine to fetch what comes next while results are written; FN_FAR where all
-# comes from memory.
+# nothing need be fetched; else FN_NEXT, if it pays on this machine to fetch what comes next while results are written; FN_FAR where
+# it may come from memory.
 cdef int memory_flags(Py_ssize_t nbytes) noexcept nogil
 # Of the cache that one core has.
 cdef Py_ssize_t l2_bytes() noexcept nogil

@@ -68,7 +68,7 @@ cdef int _level = -1
 cdef int _threads = 1
 cdef Py_ssize_t _grain = GRAIN
 cdef Py_ssize_t _l2 = fn_l2_bytes()
-cdef Py_ssize_t _far = min(4 << 20, fn_l3_bytes() // 4)  # an array so large comes from memory: it is one of three or four
+cdef Py_ssize_t _far = min(4 << 20, fn_l3_bytes() // 4)  # an array so large, one of three or four, is not counted on to lie in L3
 cdef int _next = FN_NEXT if fn_fetches_next() else 0
 cdef bint _forked = False
 _isa_reason = "the fastest on this processor"
@@ -112,8 +112,9 @@ cdef int threads_for(Py_ssize_t elements) noexcept nogil:
 
 
 cdef int memory_flags(Py_ssize_t nbytes) noexcept nogil:
-    return ((FN_STREAM if nbytes >= STREAM_BYTES else 0) | (FN_FAR if nbytes >= _far else 0)
-            | (FN_NEAR if nbytes <= _l2 // 2 else _next))
+    if nbytes <= _l2 // 2:
+        return (FN_STREAM if nbytes >= STREAM_BYTES else 0) | FN_NEAR
+    return (FN_STREAM if nbytes >= STREAM_BYTES else 0) | (FN_FAR if nbytes >= _far else 0) | _next
 
 
 cdef Py_ssize_t l2_bytes() noexcept nogil:

@@ -67,8 +67,8 @@ cdef inline bint in_one_call(const Job *job, const Extent *e) noexcept nogil:
     return e.channels > 1 and e.channel_slots == 1 and job.residual == NULL and not job.flags & FN_STREAM
 
 
-# How far ahead of what is written x (and dy) are fetched: by a statistic, of what comes from memory (0.8 to 1 of the time on a Zen 3; what
-# lies in L3 comes by itself, and took 1.1 to 1.2); where that does not pay, as far as the walk will soon be, if what was read before did
+# How far ahead of what is written x (and dy) are fetched: by a statistic, where y is streamed (0.8 to 1 of the time on a Zen 3; smaller
+# tensors, which lie in L3 there, took 1.1 to 1.2); where that does not pay, as far as the walk will soon be, if what was read before did
 # not stay in L2; else not at all.
 cdef inline Py_ssize_t ahead_of(const Job *job, const Extent *e) noexcept nogil:
     if job.flags & FN_NEXT and job.flags & FN_STREAM:

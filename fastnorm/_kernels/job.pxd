@@ -24,7 +24,7 @@ ctypedef struct Job:
     double eps
     int given  # statistics are given, and constants in the backward
     int lengths  # weight norm: a statistic is Σx² itself, about zero, and nothing is centred
-    int flags  # FN_RELU | FN_STREAM
+    int flags  # FN_RELU, and what memory_flags says
     # One double per statistic.
     double *mean
     double *mean_lo
