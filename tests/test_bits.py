@@ -71,6 +71,22 @@ def test_extreme_values_on_every_machine(path: str, dtype: str, rng: np.random.G
     check_machines(call.replaced(**{call.first: x}), call.upstream(rng), path)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_signaling_nan_stays_nan(dtype: str, axis: int, rng: np.random.Generator) -> None:
+    """Behind a ReLU dresidual is dy or 0, without arithmetic that would make its NaN quiet before it is rounded."""
+    x, dy, residual = (draw(rng, (3, 50, 37), dtype_of(dtype)) for _ in range(3))
+    exponent, quiet = {"float16": (0x7C00, 0x200), "bfloat16": (0x7F80, 0x40)}[dtype]
+    words = dy.view(np.uint16).reshape(-1)[::7]
+    words[...] = exponent | rng.integers(1, quiet, words.size) | rng.choice([0, 0x8000], words.size)
+    mean, var = (np.ones(x.shape[axis], np.float32) for _ in range(2))
+    for machine in machines():
+        y, ctx = fn.batch_norm_forward(x, mean, var, axis=axis, residual=residual, activation="relu")
+        got = fn.batch_norm_backward(dy, ctx).dresidual
+        expected = np.where(y > 0, dy.astype(np.float32), 0)
+        np.testing.assert_array_equal(got.astype(np.float32), expected, f"{machine}")
+
+
 @paths()
 def test_run_after_run(path: str, rng: np.random.Generator) -> None:
     call = OPERATIONS[path].call(rng, "float32", large=True)
