@@ -112,9 +112,8 @@ cdef int threads_for(Py_ssize_t elements) noexcept nogil:
 
 
 cdef int memory_flags(Py_ssize_t nbytes) noexcept nogil:
-    if nbytes <= _l2 // 2:
-        return (FN_STREAM if nbytes >= STREAM_BYTES else 0) | FN_NEAR
-    return (FN_STREAM if nbytes >= STREAM_BYTES else 0) | (FN_FAR if nbytes >= _far else 0) | _next
+    cdef int flags = FN_STREAM if nbytes >= STREAM_BYTES else 0
+    return flags | FN_NEAR if nbytes <= _l2 // 2 else flags | _next | (FN_FAR if nbytes >= _far else 0)
 
 
 cdef Py_ssize_t l2_bytes() noexcept nogil:
