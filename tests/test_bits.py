@@ -87,6 +87,16 @@ def test_a_signaling_nan_stays_nan(dtype: str, axis: int, rng: np.random.Generat
         np.testing.assert_array_equal(got.astype(np.float32), expected, f"{machine}")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_nan_of_any_payload_stays_nan(dtype: str, rng: np.random.Generator) -> None:
+    """The largest payload, rounded up as a number is, would become -0."""
+    weight = np.full(100, 0x7FFFFFFF, np.uint32).view(np.float32)
+    for machine in machines():
+        assert np.isnan(fn.layer_norm(draw(rng, (5, 100), dtype_of(dtype)), 100, weight).astype(np.float32)).all(), (
+            machine
+        )
+
+
 @paths()
 def test_run_after_run(path: str, rng: np.random.Generator) -> None:
     call = OPERATIONS[path].call(rng, "float32", large=True)
