@@ -135,13 +135,13 @@ FN_INLINE fn_acc64 acc64_dot_low(fn_acc64 a, vd g, vd g_low, vd x, vd mean) {
     a.e = vd_add(a.e, vd_add(lost, vd_add(vd_mul(g, d_low), vd_mul(g_low, d))));
     return a;
 }
-FN_INLINE void acc64_dots(fn_acc64 *sum, fn_acc64 *dot, const double *g, const double *x, vd mean, int near) {
+FN_BULKY void acc64_dots(fn_acc64 *sum, fn_acc64 *dot, const double *g, const double *x, vd mean, int near) {
     vd gv = vd_load(g), xv = vd_load(x);
     *sum = acc64_add(*sum, gv);
     *dot = near ? acc64_product(*dot, gv, xv) : acc64_dot_low(*dot, gv, vd_zero(), xv, mean);
 }
 FN_INLINE fn_acc64 acc64_square(fn_acc64 a, vd x, vd c) { return acc64_dot_low(a, vd_sub(x, c), vd_zero(), x, c); }
-FN_INLINE void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, const double *dy, const double *gamma, const double *x, vd mean, int near) {
+FN_BULKY void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, const double *dy, const double *gamma, const double *x, vd mean, int near) {
     vd lost, low, g = vd_product(vd_load(dy), vd_load(gamma), &lost), xv = vd_load(x), p;
     *sum = acc64_add(*sum, g);
     sum->e = vd_add(sum->e, lost);

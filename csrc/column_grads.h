@@ -26,24 +26,34 @@ FN_INLINE NAME(sums) NAME(col_grad_one)(const S *dy, const S *x, const S *res, p
     return s;
 }
 
+/* The same of n columns from j on, added up. */
+FN_INLINE void NAME(col_grad_add)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t ahead, ptrdiff_t j,
+                                  ptrdiff_t n, const NAME(col_norms) *p, const T *centre, int near, int has_res, int relu, fn_planes to) {
+    V zero = SET1(0);
+    NAME(affine_v) v = {zero, zero, zero};
+    if (relu) v = NAME(col_norm)(p, j); /* or else they may never have been written */
+    NAME(sums) s = NAME(col_grad_one)(dy + j, x + j, has_res ? res + j : NULL, rows, stride, ahead, n, v,
+                                      near ? zero : LOAD_T(centre + j), near, has_res, relu);
+    ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n, 0);
+    ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n, 0);
+}
+/* Row by row, columns from `from` on: what is less than a vector or than four rows. */
+FN_OUTLINE void NAME(col_grad_singly)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t from, ptrdiff_t w, ptrdiff_t stride,
+                                      const NAME(col_norms) *p, const T *centre, int near, int relu, fn_planes to) {
+    for (; rows > 0; rows--, dy += stride, x += stride, res += res ? stride : 0)
+        for (ptrdiff_t j = from; j < w; j += LANES)
+            NAME(col_grad_add)(dy, x, res, 1, stride, 0, j, w - j < LANES ? w - j : LANES, p, centre, near, res != NULL, relu, to);
+}
 FN_INLINE void NAME(col_grad_rows)(const S *dy, const S *x, const S *res, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, int fetch,
                                    const NAME(col_norms) *p, const T *centre, int near, int has_res, int relu, fn_planes to) {
-#define BODY(row, rows, n)                                                                                               \
-    do {                                                                                                                 \
-        ptrdiff_t o = (row) * stride + j;                                                                                \
-        NAME(sums) s = NAME(col_grad_one)(dy + o, x + o, has_res ? res + o : NULL, rows, stride, ahead, n, NAME(col_norm)(p, j), \
-                                          near ? SET1(0) : LOAD_T(centre + j), near, has_res, relu);                      \
-        ACC_PUT(s.sum, to.sum + j, to.sum_lo + j, n, 0);                                                                   \
-        ACC_PUT(s.dot, to.dot + j, to.dot_lo + j, n, 0);                                                                   \
-    } while (0)
-    ptrdiff_t r = 0;
+    ptrdiff_t r = 0, whole = GENERIC ? 0 : w / LANES * LANES;
     for (; r + 4 <= rows; r += 4, dy += 4 * stride, x += 4 * stride, res += has_res ? 4 * stride : 0) {
         const ptrdiff_t ahead = fetch ? NAME(rows_ahead)(r, 4, rows, w, stride) : 0;
-        EACH_COLUMN(w, 4, 1, BODY);
+        for (ptrdiff_t j = 0; j < whole; j += LANES)
+            NAME(col_grad_add)(dy, x, res, 4, stride, ahead, j, LANES, p, centre, near, has_res, relu, to);
+        if (whole < w) NAME(col_grad_singly)(dy, x, has_res ? res : NULL, 4, whole, w, stride, p, centre, near, relu, to);
     }
-    const ptrdiff_t ahead = 0;
-    EACH_COLUMN(w, rows - r, 0, BODY);
-#undef BODY
+    if (r < rows) NAME(col_grad_singly)(dy, x, has_res ? res : NULL, rows - r, 0, w, stride, p, centre, near, relu, to);
 }
 
 /* What is taken off x of columns from t on before it is multiplied: nothing where the mean is near zero. */
@@ -118,17 +128,22 @@ typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAM
     V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
     V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
     V z = NAME(combine)(g, xi_##z, v.hi, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
+/* dx, and dres unless it is NULL, of n columns from j on of one row, less than a vector. */
+FN_BULKY void NAME(col_grad_apply_part)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t j, ptrdiff_t n,
+                                          const NAME(col_norms) *p, const NAME(col_grads) *q, int relu) {
+    const int has_res = res != NULL;
+    NAME(affine_v) v = NAME(col_norm)(p, j);
+    GRAD(g, z, 0, n)
+    if (dres) STORE_N(dres, g, n);
+    STORE_N(dx, z, n);
+}
 FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int count, ptrdiff_t w, ptrdiff_t stride,
                                          const NAME(col_norms) *p, const NAME(col_grads) *q, int relu) {
     const S *res = NULL;
     const int has_res = 0;
     ptrdiff_t head = NAME(head_in)(p->pad, w), whole = head + (w - head) / LANES * LANES;
-#define PART(k, n)                                                                                                       \
-    do {                                                                                                                 \
-        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
-        GRAD(g, z, j + (k) * stride, n)                                                                                  \
-        STORE_N(dx + j + (k) * stride, z, n);                                                                            \
-    } while (0)
+#define PART(k, n) \
+    NAME(col_grad_apply_part)(dy + j + (k) * stride, x + j + (k) * stride, NULL, dx + j + (k) * stride, NULL, j, n, p, q, relu)
     for (ptrdiff_t k = 0, j = 0; k < count && head; k++) PART(k, head);
     ptrdiff_t from = head;
 #define WHOLE(along)                                                                                                     \
@@ -162,13 +177,8 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
         if (dres) STORE(dres + j, g);                                                                                    \
         if (stream) STREAM(dx + j, z); else STORE(dx + j, z);                                                            \
     } while (0)
-#define PART(n)                                                                                                          \
-    do {                                                                                                                 \
-        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
-        GRAD(g, z, j, n)                                                                                                 \
-        if (dres) STORE_N(dres + j, g, n);                                                                               \
-        STORE_N(dx + j, z, n);                                                                                           \
-    } while (0)
+#define PART(n) \
+    NAME(col_grad_apply_part)(dy + j, x + j, has_res ? res + j : NULL, dx + j, dres ? dres + j : NULL, j, n, p, q, relu)
     ptrdiff_t r = 0;
 #define SOME(count)                                                                                                      \
     do {                                                                                                                 \
@@ -187,18 +197,21 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
 #undef PART
 #undef FULL
 }
-#undef GRAD
 
 /* `size` elements without gaps, whose numbers repeat after w: a row, or several side by side. Streamed. */
 FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                         const NAME(col_grads) *q, int relu) {
-    const ptrdiff_t pad = p->pad;
-#define GRAD(n)                                                                                                          \
-    NAME(affine_v) v = NAME(col_norm)(p, j);                                                                             \
-    V xi = NAME(col_load)(x + i, n), g = NAME(gate)(NAME(col_load)(dy + i, n), xi, xi, v, 0, relu);                      \
-    V z = NAME(combine)(g, xi, v.hi, LOAD_T(q->a + pad + j), LOAD_T(q->b + pad + j), LOAD_T(q->c + pad + j));
-#define FULL(n) do { fn_prefetch(x + i + SOON); fn_prefetch(dy + i + SOON); GRAD(LANES) STREAM(dx + i, z); } while (0)
-#define PART(n) do { GRAD(n) STORE_N(dx + i, z, n); } while (0)
+    const S *res = NULL;
+    const int has_res = 0;
+#define FULL(n)                                                                                                          \
+    do {                                                                                                                 \
+        fn_prefetch(x + i + SOON);                                                                                       \
+        fn_prefetch(dy + i + SOON);                                                                                      \
+        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
+        GRAD(g, z, i, LANES)                                                                                             \
+        STREAM(dx + i, z);                                                                                               \
+    } while (0)
+#define PART(n) NAME(col_grad_apply_part)(dy + i, x + i, NULL, dx + i, NULL, j, n, p, q, relu)
     EACH_IN_RUN(dx, size, w, FULL, PART);
 #undef PART
 #undef FULL

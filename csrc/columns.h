@@ -219,27 +219,30 @@ FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) 
 
 /* ONE(n) over a row of w columns from j = 0, `count` vectors at a time where there are as many: when `lined`, first up to a cache
    line of y, and whole lines then; ONE_LAST for what is less. */
-#define EACH_IN_ROW_BY(count, y, w, lined, ONE, ONE_LAST)                                                                 \
+#define EACH_IN_ROW_BY(count, y, w, lined, ONE, ONE_LAST)                                                                \
     do {                                                                                                                 \
-        ptrdiff_t j = 0, head = (lined) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0, end;                     \
-        if (head > (w)) head = (w);                                                                                      \
+        ptrdiff_t j = 0, head = (lined) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0, until, end;               \
+        until = head = head < (w) ? head : (w);                                                                          \
         end = (lined) ? (w) - ((w) - head) % LINE : (w);                                                                 \
-        for (ptrdiff_t n = 0; j < head; j += n) { n = head - j < LANES ? head - j : LANES - 1; ONE_LAST(n); }                \
-        if ((count) > 1) for (; j <= end - (count) * LANES; j += (count) * LANES) ONE((count) * LANES);                  \
-        for (; j <= end - LANES; j += LANES) ONE(LANES);                                                                 \
-        for (ptrdiff_t n = 0; j < (w); j += n) { n = (w) - j < LANES ? (w) - j : LANES; ONE_LAST(n); }                       \
+        for (;; until = (w)) { /* twice, or ONE_LAST would be here twice */                                              \
+            for (ptrdiff_t n = 0; j < until; j += n) { n = until - j < LANES ? until - j : LANES; ONE_LAST(n); }         \
+            if (j >= (w)) break;                                                                                         \
+            if ((count) > 1) for (; j <= end - (count) * LANES; j += (count) * LANES) ONE((count) * LANES);              \
+            for (; j <= end - LANES; j += LANES) ONE(LANES);                                                             \
+        }                                                                                                                \
     } while (0)
 #define EACH_IN_ROW(y, w, lined, ONE, ONE_LAST) EACH_IN_ROW_BY(1, y, w, lined, ONE, ONE_LAST)
 
 /* The same over rows of w columns without gaps, as one run of `count` from i = 0: j is i's column. */
 #define EACH_IN_RUN(y, count, w, ONE, ONE_LAST)                                                                          \
     do {                                                                                                                 \
-        ptrdiff_t i = 0, j = 0, head = (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S));                                  \
-        if (head > (count)) head = (count);                                                                              \
-        for (ptrdiff_t n = 0; i < head; NEXT(n)) { n = head - i < LANES ? head - i : LANES - 1; ONE_LAST(n); }               \
-        for (ptrdiff_t end; i <= (count) - LANES; j -= j >= (w) ? (w) : 0)                                               \
-            for (end = i + (w) - j <= (count) - LANES ? i + (w) - j : (count) - LANES + 1; i < end; i += LANES, j += LANES) ONE(LANES); \
-        if (i < (count)) { ptrdiff_t n = (count) - i; ONE_LAST(n); }                                                     \
+        ptrdiff_t i = 0, j = 0, until = (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S));                                 \
+        for (until = until < (count) ? until : (count);; until = (count)) {                                              \
+            for (ptrdiff_t n = 0; i < until; NEXT(n)) { n = until - i < LANES ? until - i : LANES; ONE_LAST(n); }        \
+            if (i >= (count)) break;                                                                                     \
+            for (ptrdiff_t end; i <= (count) - LANES; j -= j >= (w) ? (w) : 0)                                           \
+                for (end = i + (w) - j <= (count) - LANES ? i + (w) - j : (count) - LANES + 1; i < end; i += LANES, j += LANES) ONE(LANES); \
+        }                                                                                                                \
     } while (0)
 #define NEXT(n) i += (n), j += (n), j -= j >= (w) ? (w) : 0
 
@@ -272,10 +275,16 @@ FN_INLINE int NAME(rows_together)(ptrdiff_t stride, int alike, int flags) {
     } while (0)
 
 #define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
+/* y of n columns from j on of one row, less than a vector. */
+FN_BULKY void NAME(col_affine_part)(const S *x, const S *res, S *y, ptrdiff_t j, ptrdiff_t n, const NAME(col_norms) *p, int relu) {
+    const int has_res = res != NULL;
+    STORE_N(y, OUT(0, n), n);
+}
+#define PART_AT(o, n) NAME(col_affine_part)(x + (o), has_res ? res + (o) : NULL, y + (o), j, n, p, relu)
 FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, ptrdiff_t w, ptrdiff_t stride,
                                      const NAME(col_norms) *p, int has_res, int relu) {
     ptrdiff_t head = NAME(head_in)(p->pad, w), whole = head + (w - head) / LANES * LANES;
-    for (ptrdiff_t k = 0, j = 0; k < count && head; k++) STORE_N(y + k * stride, OUT(k * stride, head), head);
+    for (ptrdiff_t k = 0, j = 0; k < count && head; k++) PART_AT(k * stride, head);
     ptrdiff_t j = head;
 #define WHOLE(along)                                                                                                     \
     for (; j <= whole - (along) * LANES; j += (along) * LANES) {                                                         \
@@ -289,7 +298,7 @@ FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, 
     WHOLE(ALONG(count))
     WHOLE(1)
 #undef WHOLE
-    for (ptrdiff_t k = 0; k < count && j < w; k++) STORE_N(y + j + k * stride, OUT(j + k * stride, w - j), w - j);
+    for (ptrdiff_t k = 0; k < count && j < w; k++) PART_AT(j + k * stride, w - j);
 }
 
 FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t rows, ptrdiff_t w, ptrdiff_t stride, int flags,
@@ -299,7 +308,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
         if (ahead) fn_prefetch(x + j + ahead);                                                                           \
         if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES));                                      \
     } while (0)
-#define PART(n) STORE_N(y + j, OUT(j, n), n)
+#define PART(n) PART_AT(j, n)
     ptrdiff_t r = 0;
 #define SOME(count)                                                                                                      \
     do {                                                                                                                 \
@@ -320,10 +329,11 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                     int has_res, int relu) {
 #define FULL(n) do { fn_prefetch(x + i + SOON); STREAM(y + i, OUT(i, LANES)); } while (0)
-#define PART(n) STORE_N(y + i, OUT(i, n), n)
+#define PART(n) PART_AT(i, n)
     EACH_IN_RUN(y, size, w, FULL, PART);
 #undef PART
 #undef FULL
+#undef PART_AT
 #undef OUT
 }
 

@@ -44,7 +44,7 @@ FN_INLINE NAME(pivot) NAME(pivot_of)(T max) {
 }
 
 /* x[k] becomes exp(x[k] - max)·EXP_RAISED. */
-FN_INLINE void NAME(exp_near)(V *x, const NAME(pivot) *p, int count) {
+FN_INLINE void NAME(exp_steps)(V *x, const NAME(pivot) *p, int count) {
     V c[EXP_AT_ONCE], m[EXP_AT_ONCE], r[EXP_AT_ONCE];
     EACH_OF(count, k) x[k] = HOLD(AT_LEAST(x[k], p->least));
     EACH_OF(count, k) c[k] = HOLD(MUL_ADD(SET1(EXP_CARRIER), SUB(x[k], p->max), SET1(LOG2_E)));
@@ -53,6 +53,12 @@ FN_INLINE void NAME(exp_near)(V *x, const NAME(pivot) *p, int count) {
     EACH_OF(count, k) r[k] = HOLD(SUB(MUL_ADD(r[k], m[k], SET1(-LN2_LO)), p->rest));
     NAME(exp_rest)(x, r, c, count);
 }
+#if FN_LEVEL == 0 /* a fused multiply-add is a call, which nothing goes beside */
+FN_OUTLINE void NAME(exp_step)(V *x, const NAME(pivot) *p) { NAME(exp_steps)(x, p, 1); }
+FN_INLINE void NAME(exp_near)(V *x, const NAME(pivot) *p, int count) { for (int k = 0; k < count; k++) NAME(exp_step)(x + k, p); }
+#else
+FN_INLINE void NAME(exp_near)(V *x, const NAME(pivot) *p, int count) { NAME(exp_steps)(x, p, count); }
+#endif
 FN_OUTLINE V NAME(exp_far)(V x, V max) {
     V d = SUB(x, max), t = SUB(d, x);
     return NAME(exp)(d, SUB(SUB(x, SUB(d, t)), ADD(max, t)));

@@ -89,12 +89,18 @@ FN_INLINE void NAME(columns_grad)(const NAME(piece) *p, const NAME(row_grads) *q
     if (next) NAME(hand_over)(&t, next);
 }
 
+/* The same of rows' ends. */
+FN_BULKY void NAME(columns_grad_part)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t r, ptrdiff_t stop, ptrdiff_t j,
+                                        ptrdiff_t n, int has_gamma, int centred, int params) {
+    NAME(columns_grad)(p, q, r, stop, j, 1, n, 1, has_gamma, centred, params, 0, NULL);
+}
+
 FN_INLINE void NAME(piece_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t r, ptrdiff_t stop, ptrdiff_t w, int aligned,
                                 int has_gamma, int centred, int params, int stream, NAME(ongoing) *next) {
 #define FULL(n)                                                                                                          \
     NAME(columns_grad)(p, q, r, stop, j, (n) / LANES, LANES, 0, has_gamma, centred, params, stream,                      \
                        (n) == COLUMNS_AT_ONCE * LANES ? next : NULL)
-#define PART(n) NAME(columns_grad)(p, q, r, stop, j, 1, n, 1, has_gamma, centred, params, stream, NULL)
+#define PART(n) NAME(columns_grad_part)(p, q, r, stop, j, n, has_gamma, centred, params)
     EACH_IN_ROW_BY(COLUMNS_AT_ONCE, p->dx + r * p->stride, w, aligned, FULL, PART);
 #undef PART
 #undef FULL
@@ -187,10 +193,10 @@ FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q,
                                  NAME(ongoing) *next) {
     const ptrdiff_t some = COLUMNS_AT_ONCE * LANES;
     ptrdiff_t j = some;
-    if (p->len >= some) NAME(columns_across)(p, q, rows, 0, COLUMNS_AT_ONCE, 1, centred, stream, next);
+    if (COLUMNS_AT_ONCE == 1 || p->len >= some) NAME(columns_across)(p, q, rows, 0, COLUMNS_AT_ONCE, 1, centred, stream, next);
     else { NAME(columns_across)(p, q, rows, 0, 1, 1, centred, stream, NULL); j = LANES; }
     for (; j <= p->len - some; j += some) NAME(columns_across)(p, q, rows, j, COLUMNS_AT_ONCE, 0, centred, stream, next);
-    for (; j < p->len; j += LANES) NAME(columns_across)(p, q, rows, j, 1, 0, centred, stream, NULL);
+    if (COLUMNS_AT_ONCE > 1) for (; j < p->len; j += LANES) NAME(columns_across)(p, q, rows, j, 1, 0, centred, stream, NULL);
 }
 
 /* Is dx of eight rows written while the next eight are summed, four vectors of each in turn? Streamed rows, sixteen of which make at most a

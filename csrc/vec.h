@@ -37,6 +37,11 @@
 #ifndef FN_NATIVE_D /* bytes of doubles */
 #define FN_NATIVE_D FN_NATIVE
 #endif
+#if FN_LEVEL == 0 /* inlined everywhere, it would make this level's code half of the library, which takes longest to compile */
+#define FN_BULKY FN_OUTLINE
+#else
+#define FN_BULKY FN_INLINE
+#endif
 #define FN_PARTS (64 / FN_NATIVE)
 #define FN_PARTS_D (64 / FN_NATIVE_D)
 

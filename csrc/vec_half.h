@@ -224,7 +224,7 @@ FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { FN_EACH(p, _mm_stream_si128((__m
 FN_INLINE vf vf_round_f16(vf a) { FN_EACH(p, a.v[p] = (fn_nf)_mm256_cvtph_ps(fn_to_f16(a.v[p]))); return a; }
 #else
 /* In integers, and not inlined: thirty operations here and there in every kernel would be a quarter of the library. */
-FN_OUTLINE vu fn_to_f16(vf x) {
+FN_INLINE vu fn_to_f16(vf x) {
     vu r;
     FN_EACH(p, {
         fn_nu u = (fn_nu)x.v[p], sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
@@ -234,7 +234,7 @@ FN_OUTLINE vu fn_to_f16(vf x) {
     });
     return r;
 }
-FN_OUTLINE vf fn_of_f16(vu h) {
+FN_INLINE vf fn_of_f16(vu h) {
     vf r;
     FN_EACH(p, {
         fn_nu m = (h.v[p] & 0x7fff) << 13, sign = (h.v[p] & 0x8000) << 16;
@@ -244,10 +244,10 @@ FN_OUTLINE vf fn_of_f16(vu h) {
     });
     return r;
 }
-FN_INLINE vf vf_load_f16(const fn_f16 *s) { return fn_of_f16(vu_load_words(s)); }
-FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { vu_store_words(d, fn_to_f16(a)); }
-FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { vu_stream_words(d, fn_to_f16(a)); }
-FN_INLINE vf vf_round_f16(vf a) { return fn_of_f16(fn_to_f16(a)); }
+FN_OUTLINE vf vf_load_f16(const fn_f16 *s) { return fn_of_f16(vu_load_words(s)); }
+FN_OUTLINE void vf_store_f16(fn_f16 *d, vf a) { vu_store_words(d, fn_to_f16(a)); }
+FN_OUTLINE void vf_stream_f16(fn_f16 *d, vf a) { vu_stream_words(d, fn_to_f16(a)); }
+FN_OUTLINE vf vf_round_f16(vf a) { return fn_of_f16(fn_to_f16(a)); }
 #endif
 
 /* ---- partial vectors ---- */
