@@ -72,11 +72,13 @@ FN_INLINE void acc32_dots(fn_acc32 *sum, fn_acc32 *dot, const float *g, const fl
         else FN_PART(*dot, p) = nd_add_beside(FN_PART(*dot, p), gp * (xp - FN_PART(mean, p)));
     });
 }
-/* += dy·gamma, and += dy·gamma·(x - mean) */
-FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, const float *dy, const float *gamma, const float *x, fn_wide mean, int near) {
+/* += dy·gamma, and += dy·gamma·(x - mean); gamma `widened` already, or NULL */
+FN_INLINE void acc32_weighted(fn_acc32 *sum, fn_acc32 *dot, const float *dy, const float *gamma, const double *widened, const float *x,
+                              fn_wide mean, int near) {
     (void)near; /* about zero instead: three factors are not exact in double */
     FN_EACH_W(p, {
-        fn_nd gp = nd_at(dy, p), weight = nd_at(gamma, p), away = nd_at(x, p) - FN_PART(mean, p);
+        fn_nd gp = nd_at(dy, p), away = nd_at(x, p) - FN_PART(mean, p);
+        fn_nd weight = widened ? (fn_nd) * (const fn_nd_mem *)(widened + p * FN_D) : nd_at(gamma, p);
         FN_PART(*sum, p) = nd_add_exact(FN_PART(*sum, p), gp, weight);
         FN_PART(*dot, p) = nd_add_beside(FN_PART(*dot, p), gp * weight * away);
     });
@@ -141,7 +143,9 @@ FN_BULKY void acc64_dots(fn_acc64 *sum, fn_acc64 *dot, const double *g, const do
     *dot = near ? acc64_product(*dot, gv, xv) : acc64_dot_low(*dot, gv, vd_zero(), xv, mean);
 }
 FN_INLINE fn_acc64 acc64_square(fn_acc64 a, vd x, vd c) { return acc64_dot_low(a, vd_sub(x, c), vd_zero(), x, c); }
-FN_BULKY void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, const double *dy, const double *gamma, const double *x, vd mean, int near) {
+FN_BULKY void acc64_weighted(fn_acc64 *sum, fn_acc64 *dot, const double *dy, const double *gamma, const double *widened, const double *x,
+                             vd mean, int near) {
+    (void)widened; /* it is double */
     vd lost, low, g = vd_product(vd_load(dy), vd_load(gamma), &lost), xv = vd_load(x), p;
     *sum = acc64_add(*sum, g);
     sum->e = vd_add(sum->e, lost);

@@ -281,7 +281,9 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     ptrdiff_t height = together ? NAME(rows_beside)(stride, stream) : 1;
     fn_divisor number = fn_divisor_of(n);
     NAME(seams) seams;
-    double memory[4 * FN_ROWS];
+    double memory[4 * FN_ROWS], widened[WIDENED + LANES];
+    int has_wide = IS_WIDENED(gv && !sums.sum, rows, len);
+    if (has_wide) NAME(widen)(gv, len, widened);
     int turns = NAME(rows_by_turns)(len) && stream && !sums.sum && gv && params && !single && whole;
     NAME(folded_sums) folded;
     NAME(ongoing) next = {.gamma = gv ? (const P *)gv + len : NULL, .len = len, .ahead = ahead, .out = &folded};
@@ -294,7 +296,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
         if (turns && r) {
             while (next.row < next.rows) NAME(turn)(&next, centred);
             NAME(sums_of_rows)(&folded, some, of.mean_lo, NULL, centred, four);
-        } else if (!sums.sum) NAME(some_grad_sums)(dy, x, gv, some, len, stride, of, centred, four, ahead);
+        } else if (!sums.sum) NAME(some_grad_sums)(dy, x, gv, has_wide ? widened : NULL, some, len, stride, of, centred, four, ahead);
         else { fn_planes given = {sums.sum + r, sums.sum_lo + r, sums.dot + r, sums.dot_lo + r}; four = given; }
         if (turns) {
             next.dy = dy + some * len;

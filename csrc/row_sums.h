@@ -9,8 +9,8 @@ FN_INLINE const T *NAME(param_in_t)(const P *p, T *room) {
 
 /* Σg and Σg·(x - mean) or, with `near`, Σg·x of `count` rows, in double as in spans.h. */
 typedef struct { FOLDED sum[FN_ROWS], dot[FN_ROWS]; } NAME(folded_sums);
-FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t len, ptrdiff_t stride, const double *means, int count,
-                              int centred, int near, NAME(folded_sums) *out, ptrdiff_t to, ptrdiff_t ahead) {
+FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, const double *widened, ptrdiff_t len, ptrdiff_t stride,
+                              const double *means, int count, int centred, int near, NAME(folded_sums) *out, ptrdiff_t to, ptrdiff_t ahead) {
     ptrdiff_t i = 0;
     W mean[ROWS_AT_ONCE];
     NAME(sums) a[ROWS_AT_ONCE];
@@ -18,11 +18,11 @@ FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t
     T weights[LANES], g_room[LANES], x_room[LANES];
 #define ONE(k, g, xi)                                                                                                    \
     do {                                                                                                                 \
-        if (gamma) ACC_WEIGHTED(&a[k].sum, &a[k].dot, g, weight, xi, mean[k], near);                                     \
+        if (gamma) ACC_WEIGHTED(&a[k].sum, &a[k].dot, g, weight, widened ? widened + i : NULL, xi, mean[k], near);       \
         else a[k] = NAME(sums_add)(a[k], g, xi, mean[k], 0);                                                             \
     } while (0)
     for (; i <= len - LANES; i += LANES) {
-        const T *weight = gamma ? NAME(param_in_t)(gamma + i, weights) : NULL;
+        const T *weight = gamma && !widened ? NAME(param_in_t)(gamma + i, weights) : NULL;
         EACH_ROW(count, k, {
             const S *xk = x + k * stride + i, *dyk = dy + k * stride + i;
             if (ahead) { fn_prefetch(xk + ahead); fn_prefetch(dyk + ahead); }
@@ -31,7 +31,7 @@ FN_INLINE void NAME(row_sums)(const S *dy, const S *x, const P *gamma, ptrdiff_t
     }
     if (i < len) {
         ptrdiff_t n = len - i;
-        const T *weight = gamma ? NAME(kept)(LOAD_P_N(gamma + i, n), weights) : NULL;
+        const T *weight = gamma && !widened ? NAME(kept)(LOAD_P_N(gamma + i, n), weights) : NULL;
         EACH_ROW(count, k, ONE(k, NAME(kept)(LOAD_N(dy + k * stride + i, n), g_room), NAME(kept)(LOAD_N(x + k * stride + i, n), x_room)));
     }
 #undef ONE
@@ -58,10 +58,19 @@ FN_INLINE void NAME(sums_of_rows)(const NAME(folded_sums) *a, ptrdiff_t n, const
     vdd_put(to.dot, to.dot_lo, dot, n);
 }
 
-/* The same of any number of rows; short ones, and those in cache, several at once, which share what gamma takes: (32, 128) takes 0.88 of
+/* Gamma as sums take it. To widen it costs as much as to widen x or dy, and is done for every row, unless rows are many and gamma, twice
+   as long, stays in L1; where several rows share it, there is no need. */
+#define WIDENED 1024
+#define IS_WIDENED(gamma, rows, len) ((gamma) && sizeof(T) == 4 && ROWS_AT_ONCE == 1 && (rows) >= FN_ROWS && (len) <= WIDENED)
+FN_INLINE void NAME(widen)(const P *gamma, ptrdiff_t len, double *to) {
+    for (ptrdiff_t i = 0; i < len; i += LANES)
+        ACC_PUT(ACC_ADD(ACC_ZERO(), WIDE(len - i < LANES ? LOAD_P_N(gamma + i, len - i) : LOAD_P(gamma + i))), to + i, NULL, LANES, 1);
+}
+
+/* The same of any number of rows, of whose gamma there may be `widened` numbers; short ones, and those in cache, several at once, which share what gamma takes: (32, 128) takes 0.88 of
    the time. (Of rows of 768 so read from memory the backward was 8 % slower.) */
-FN_OUTLINE void NAME(some_grad_sums)(const void *dyv, const void *xv, const void *gv, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
-                                     fn_row_stats stat, int centred, fn_planes to, ptrdiff_t ahead) {
+FN_OUTLINE void NAME(some_grad_sums)(const void *dyv, const void *xv, const void *gv, const double *widened, ptrdiff_t rows,
+                                     ptrdiff_t len, ptrdiff_t stride, fn_row_stats stat, int centred, fn_planes to, ptrdiff_t ahead) {
     NAME(folded_sums) a;
     double away[FN_ROWS];
     for (ptrdiff_t r = 0, some; r < rows; r += some) {
@@ -71,13 +80,14 @@ FN_OUTLINE void NAME(some_grad_sums)(const void *dyv, const void *xv, const void
             count = !GENERIC && gv && (len < 8 * LINE || !ahead) && k + ROWS_AT_ONCE <= some ? ROWS_AT_ONCE : 1;
             int near = centred && gv && NAME(is_near_row)(stat, r + k);
             for (ptrdiff_t i = k; i < k + count; i++) away[i] = near ? stat.mean[r + i] : 0;
-#define BODY(gamma, count, centred, near) \
-    NAME(row_sums)(dy, x, gamma, len, stride, stat.mean + r + k, count, centred, near, &a, k, ahead)
-            if (GENERIC || !gv) { if (centred) BODY(gv, 1, 1, 0); else BODY(gv, 1, 0, 0); }
-            else if (near) BODY(gv, 1, 1, 1);
-            else if (centred) { if (count > 1) BODY(gv, ROWS_AT_ONCE, 1, 0); else BODY(gv, 1, 1, 0); }
-            else if (count > 1) BODY(gv, ROWS_AT_ONCE, 0, 0);
-            else BODY(gv, 1, 0, 0);
+#define BODY(widened, count, centred, near) \
+    NAME(row_sums)(dy, x, gv, widened, len, stride, stat.mean + r + k, count, centred, near, &a, k, ahead)
+            if (GENERIC || !gv) { if (centred) BODY(NULL, 1, 1, 0); else BODY(NULL, 1, 0, 0); }
+            else if (near) BODY(NULL, 1, 1, 1);
+            else if (IS_WIDENED(widened, FN_ROWS, 0)) { if (centred) BODY(widened, 1, 1, 0); else BODY(widened, 1, 0, 0); }
+            else if (centred) { if (count > 1) BODY(NULL, ROWS_AT_ONCE, 1, 0); else BODY(NULL, 1, 1, 0); }
+            else if (count > 1) BODY(NULL, ROWS_AT_ONCE, 0, 0);
+            else BODY(NULL, 1, 0, 0);
 #undef BODY
         }
         fn_planes here = {to.sum + r, to.sum_lo + r, to.dot + r, to.dot_lo + r};
@@ -134,9 +144,9 @@ FN_INLINE void NAME(take)(NAME(ongoing) *t, int count, ptrdiff_t n, int centred)
     const P *gamma = t->gamma - t->left;
     if (t->ahead) { FETCH(x + t->ahead, count * LANES); FETCH(dy + t->ahead, count * LANES); }
     if (n == LANES)
-        EACH_OF(count, k) ACC_WEIGHTED(&t->a.sum, &t->a.dot, NAME(in_t)(dy + k * LANES, g_room), NAME(param_in_t)(gamma + k * LANES, weights),
+        EACH_OF(count, k) ACC_WEIGHTED(&t->a.sum, &t->a.dot, NAME(in_t)(dy + k * LANES, g_room), NAME(param_in_t)(gamma + k * LANES, weights), NULL,
                                        NAME(in_t)(x + k * LANES, x_room), mean, 0);
-    else ACC_WEIGHTED(&t->a.sum, &t->a.dot, NAME(kept)(LOAD_N(dy, n), g_room), NAME(kept)(LOAD_P_N(gamma, n), weights),
+    else ACC_WEIGHTED(&t->a.sum, &t->a.dot, NAME(kept)(LOAD_N(dy, n), g_room), NAME(kept)(LOAD_P_N(gamma, n), weights), NULL,
                       NAME(kept)(LOAD_N(x, n), x_room), mean, 0);
     t->left -= n == LANES ? count * LANES : n;
 }
@@ -163,5 +173,5 @@ FN_INLINE void NAME(turn)(NAME(ongoing) *t, int centred) {
 
 FN_OUTLINE void NAME(rows_grad_sums)(const void *dy, const void *x, const void *gamma, ptrdiff_t rows, ptrdiff_t len, ptrdiff_t stride,
                                      fn_row_stats stat, int centred, fn_planes to) {
-    NAME(some_grad_sums)(dy, x, gamma, rows, len, stride, stat, centred, to, len < 8 * LINE ? 0 : SOON);
+    NAME(some_grad_sums)(dy, x, gamma, NULL, rows, len, stride, stat, centred, to, len < 8 * LINE ? 0 : SOON);
 }
