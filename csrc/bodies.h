@@ -33,6 +33,8 @@
 #undef EACH_IN_ROW_BY
 #undef COLUMNS_AT_ONCE
 #undef ROWS_AT_ONCE
+#undef WIDENED
+#undef CAN_WIDEN
 #undef VECTORS_HELD
 #undef AHEAD_OF_STORES
 #undef ALONG

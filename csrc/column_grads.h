@@ -128,9 +128,9 @@ typedef struct { T a[ROOM], b[ROOM], c[ROOM]; } __attribute__((aligned(64))) NAM
     V xi_##z = NAME(col_load)(x + (o), n);                                                                               \
     V g = NAME(gate)(NAME(col_load)(dy + (o), n), xi_##z, has_res ? NAME(col_load)(res + (o), n) : xi_##z, v, has_res, relu); \
     V z = NAME(combine)(g, xi_##z, v.hi, LOAD_T(q->a + p->pad + j), LOAD_T(q->b + p->pad + j), LOAD_T(q->c + p->pad + j));
-/* dx, and dres unless it is NULL, of n columns from j on of one row, less than a vector. */
+/* dx, and dres unless it is NULL, of n columns from j on of one row, at most a vector. */
 FN_BULKY void NAME(col_grad_apply_part)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t j, ptrdiff_t n,
-                                          const NAME(col_norms) *p, const NAME(col_grads) *q, int relu) {
+                                        const NAME(col_norms) *p, const NAME(col_grads) *q, int relu) {
     const int has_res = res != NULL;
     NAME(affine_v) v = NAME(col_norm)(p, j);
     GRAD(g, z, 0, n)

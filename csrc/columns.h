@@ -218,7 +218,7 @@ FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) 
 }
 
 /* ONE(n) over a row of w columns from j = 0, `count` vectors at a time where there are as many: when `lined`, first up to a cache
-   line of y, and whole lines then; ONE_LAST for what is less. */
+   line of y, and whole lines then; ONE_LAST for what is less than a vector or, of half types, than a line. */
 #define EACH_IN_ROW_BY(count, y, w, lined, ONE, ONE_LAST)                                                                \
     do {                                                                                                                 \
         ptrdiff_t j = 0, head = (lined) ? (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S)) : 0, until, end;               \
@@ -275,7 +275,7 @@ FN_INLINE int NAME(rows_together)(ptrdiff_t stride, int alike, int flags) {
     } while (0)
 
 #define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
-/* y of n columns from j on of one row, less than a vector. */
+/* y of n columns from j on of one row, at most a vector. */
 FN_BULKY void NAME(col_affine_part)(const S *x, const S *res, S *y, ptrdiff_t j, ptrdiff_t n, const NAME(col_norms) *p, int relu) {
     const int has_res = res != NULL;
     STORE_N(y, OUT(0, n), n);

@@ -91,7 +91,7 @@ FN_INLINE void NAME(columns_grad)(const NAME(piece) *p, const NAME(row_grads) *q
 
 /* The same of rows' ends. */
 FN_BULKY void NAME(columns_grad_part)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t r, ptrdiff_t stop, ptrdiff_t j,
-                                        ptrdiff_t n, int has_gamma, int centred, int params) {
+                                      ptrdiff_t n, int has_gamma, int centred, int params) {
     NAME(columns_grad)(p, q, r, stop, j, 1, n, 1, has_gamma, centred, params, 0, NULL);
 }
 
@@ -191,7 +191,7 @@ FN_INLINE void NAME(columns_across)(const NAME(piece) *p, const NAME(row_grads) 
 
 FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q, ptrdiff_t rows, int centred, int stream,
                                  NAME(ongoing) *next) {
-    const ptrdiff_t some = COLUMNS_AT_ONCE * LANES;
+    const ptrdiff_t some = COLUMNS_AT_ONCE * LANES; /* rows are whole vectors */
     ptrdiff_t j = some;
     if (COLUMNS_AT_ONCE == 1 || p->len >= some) NAME(columns_across)(p, q, rows, 0, COLUMNS_AT_ONCE, 1, centred, stream, next);
     else { NAME(columns_across)(p, q, rows, 0, 1, 1, centred, stream, NULL); j = LANES; }
@@ -282,7 +282,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     fn_divisor number = fn_divisor_of(n);
     NAME(seams) seams;
     double memory[4 * FN_ROWS], widened[WIDENED + LANES];
-    int has_wide = IS_WIDENED(gv && !sums.sum, rows, len);
+    int has_wide = CAN_WIDEN && gv && !sums.sum && rows >= FN_ROWS && len <= WIDENED;
     if (has_wide) NAME(widen)(gv, len, widened);
     int turns = NAME(rows_by_turns)(len) && stream && !sums.sum && gv && params && !single && whole;
     NAME(folded_sums) folded;

@@ -42,7 +42,7 @@ FN_INLINE NAME(grad_v) NAME(split_grad)(const fn_norm *p, const fn_grad *g) {
 typedef struct { const S *dy, *x; S *dx; NAME(grad_v) q; } NAME(beside);
 
 /* Σdy and Σdy·(x - mean), or with `near` Σdy·x, of one span, every product and sum in double: they may cancel. After each four vectors
-   those `beside` have `turns`. */
+   those `beside` (or NULL), if they have `turns`, have theirs. */
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len, NAME(affine_v) v, W mean,
                                           int near, int has_res, int relu, ptrdiff_t ahead, const NAME(beside) *beside, int turns,
                                           int stream) {
@@ -257,12 +257,13 @@ FN_OUTLINE int NAME(grad_turns)(const void *dyv, const void *xv, void *dxv, fn_s
         beside.dx = dx + head;
 #define BODY(near, relu, stream) \
     a = NAME(grad_sums_body)(a, g_in + i, x_in + i, NULL, n, v, mean, near, 0, relu, i < most ? SOON : more, &beside, i < both, stream)
-        for (ptrdiff_t i = 0, n; i < s.len; i += n, beside.dy += n, beside.x += n, beside.dx += n) {
+        for (ptrdiff_t i = 0, n; i < s.len; i += n) {
             n = (i < most ? most : i < both ? both : s.len) - i;
             if (GENERIC || !near) { if (stream) BODY(0, relu, 1); else BODY(0, relu, 0); }
             else if (relu) { if (stream) BODY(1, 1, 1); else BODY(1, 1, 0); }
             else if (stream) BODY(1, 0, 1);
             else BODY(1, 0, 0);
+            if (i < both) beside.dy += n, beside.x += n, beside.dx += n;
         }
 #undef BODY
         if (end < s.len) NAME(grad_apply_end)(dy + end, x + end, dx + end, s.len - end, &beside.q, NULL, left, relu, stream);

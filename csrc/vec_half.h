@@ -223,7 +223,7 @@ FN_INLINE void vf_store_f16(fn_f16 *d, vf a) { FN_EACH(p, _mm_storeu_si128((__m1
 FN_INLINE void vf_stream_f16(fn_f16 *d, vf a) { FN_EACH(p, _mm_stream_si128((__m128i *)(d + 8 * p), fn_to_f16(a.v[p]))); }
 FN_INLINE vf vf_round_f16(vf a) { FN_EACH(p, a.v[p] = (fn_nf)_mm256_cvtph_ps(fn_to_f16(a.v[p]))); return a; }
 #else
-/* In integers, and not inlined: thirty operations here and there in every kernel would be a quarter of the library. */
+/* In integers; what loads and stores them is not inlined: thirty operations here and there in every kernel would be a quarter of the library. */
 FN_INLINE vu fn_to_f16(vf x) {
     vu r;
     FN_EACH(p, {
