@@ -292,6 +292,22 @@ def test_a_sample_does_not_see_its_batch(path: str, dtype: str, rng: np.random.G
 
 
 @every_dtype
+@pytest.mark.parametrize("length", [17, 1024, 1025])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_gamma_of_many_rows_is_that_of_one(
+    name: str, length: int, dtype: str, isa: str, rng: np.random.Generator
+) -> None:
+    """Gamma is widened once for many rows of up to 1024, and anew for each of few or longer ones: dx has the same bits."""
+    x, dy = (draw(rng, (9, length), dtype_of(dtype)) for _ in range(2))
+    weight = draw(rng, (length,), dtype_of(dtype))
+    forward, backward = getattr(fn, f"{name}_forward"), getattr(fn, f"{name}_backward")
+    every = backward(dy, forward(x, length, weight)[1]).dx
+    for i in (0, 8):
+        alone = backward(dy[i : i + 1], forward(x[i : i + 1], length, weight)[1]).dx
+        same_bits(alone, every[i : i + 1], f"row {i}")
+
+
+@every_dtype
 @pytest.mark.parametrize("name", ["batch_norm", "instance_norm"])
 def test_a_channel_does_not_see_the_others(name: str, dtype: str, rng: np.random.Generator) -> None:
     """Where statistics are per channel, along spans: y and dx of a channel are those it has alone."""
