@@ -56,7 +56,7 @@ FN_OUTLINE void NAME(group_grad_sums)(const void *dyv, const void *xv, const fn_
         for (ptrdiff_t i = 0; i < n; i++) {
             const S *dy = (const S *)dyv + (first + i) * c->len, *x = (const S *)xv + (first + i) * c->len;
             NAME(sums) a = {ACC_ZERO(), ACC_ZERO()};
-#define BODY(near, relu) a = NAME(grad_sums_body)(a, dy, x, NULL, c->len, v, mean, near, 0, relu, ahead, NULL, 0, 0)
+#define BODY(near, relu) a = NAME(grad_sums_body)(a, dy, x, NULL, c->len, v, mean, near, 0, relu, ahead, NULL, 0)
             if (flags & FN_RELU) {
                 v.scale = SET1(q.scale[i]);
                 v.shift = SET1(q.shift[i]);

@@ -42,10 +42,9 @@ FN_INLINE NAME(grad_v) NAME(split_grad)(const fn_norm *p, const fn_grad *g) {
 typedef struct { const S *dy, *x; S *dx; NAME(grad_v) q; } NAME(beside);
 
 /* Σdy and Σdy·(x - mean), or with `near` Σdy·x, of one span, every product and sum in double: they may cancel. After each four vectors
-   those `beside` (or NULL), if they have `turns`, have theirs. */
+   those `beside` (or NULL) have their turn. */
 FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x, const S *res, ptrdiff_t len, NAME(affine_v) v, W mean,
-                                          int near, int has_res, int relu, ptrdiff_t ahead, const NAME(beside) *beside, int turns,
-                                          int stream) {
+                                          int near, int has_res, int relu, ptrdiff_t ahead, const NAME(beside) *beside, int stream) {
     ptrdiff_t i = 0;
     T g_room[4 * LANES], x_room[4 * LANES];
 #define ONE(i)                                                                                                           \
@@ -70,7 +69,7 @@ FN_INLINE NAME(sums) NAME(grad_sums_body)(NAME(sums) a, const S *dy, const S *x,
             const T *gt = NAME(kept4)(g, g_room), *xt = NAME(kept4)(xs, x_room);
             EACH_OF(4, k) a = NAME(sums_add)(a, gt + k * LANES, xt + k * LANES, mean, near);
         }
-        if (turns) {
+        if (beside) {
             const NAME(grad_v) *q = &beside->q;
             V g[4], z[4];
             LOAD_SOME(4, beside->dy + i, g);
@@ -112,7 +111,7 @@ FN_OUTLINE void NAME(grad_sums)(const void *dyv, const void *xv, const void *rv,
             const S *r = res ? res + o : NULL;
             ptrdiff_t ahead = !NAME(is_helped)(flags) ? 0 : i < most || k + 1 == s.count ? SOON : s.stride - most;
             n = i < most ? most : s.len - i;
-#define BODY(r, near, has_res, relu) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, near, has_res, relu, ahead, NULL, 0, 0)
+#define BODY(r, near, has_res, relu) a = NAME(grad_sums_body)(a, dy + o, x + o, r, n, v, mean, near, has_res, relu, ahead, NULL, 0)
             if (GENERIC || !near) BODY(r, 0, r && relu, relu);
             else if (!relu) BODY(NULL, 1, 0, 0);
             else if (r) BODY(r, 1, 1, 1);
@@ -255,15 +254,22 @@ FN_OUTLINE int NAME(grad_turns)(const void *dyv, const void *xv, void *dxv, fn_s
         beside.dy = dy + head;
         beside.x = x + head;
         beside.dx = dx + head;
-#define BODY(near, relu, stream) \
-    a = NAME(grad_sums_body)(a, g_in + i, x_in + i, NULL, n, v, mean, near, 0, relu, i < most ? SOON : more, &beside, i < both, stream)
-        for (ptrdiff_t i = 0, n; i < s.len; i += n) {
+#define BODY(near, relu, beside, stream) \
+    a = NAME(grad_sums_body)(a, g_in + i, x_in + i, NULL, n, v, mean, near, 0, relu, ahead, beside, stream)
+        for (ptrdiff_t i = 0, n, ahead; i < s.len; i += n) {
             n = (i < most ? most : i < both ? both : s.len) - i;
-            if (GENERIC || !near) { if (stream) BODY(0, relu, 1); else BODY(0, relu, 0); }
-            else if (relu) { if (stream) BODY(1, 1, 1); else BODY(1, 1, 0); }
-            else if (stream) BODY(1, 0, 1);
-            else BODY(1, 0, 0);
-            if (i < both) beside.dy += n, beside.x += n, beside.dx += n;
+            ahead = i < most ? SOON : more;
+            if (i >= both) {
+                if (GENERIC || !near) BODY(0, relu, NULL, 0);
+                else if (relu) BODY(1, 1, NULL, 0);
+                else BODY(1, 0, NULL, 0);
+                break;
+            }
+            if (GENERIC || !near) { if (stream) BODY(0, relu, &beside, 1); else BODY(0, relu, &beside, 0); }
+            else if (relu) { if (stream) BODY(1, 1, &beside, 1); else BODY(1, 1, &beside, 0); }
+            else if (stream) BODY(1, 0, &beside, 1);
+            else BODY(1, 0, &beside, 0);
+            beside.dy += n, beside.x += n, beside.dx += n;
         }
 #undef BODY
         if (end < s.len) NAME(grad_apply_end)(dy + end, x + end, dx + end, s.len - end, &beside.q, NULL, left, relu, stream);
