@@ -24,19 +24,20 @@ pytest.importorskip("rich")
 SMALL = ["tune", "--samples", "60", "--epochs", "1", "--final-epochs", "0"]
 
 
-def trials_in(file: Path, study: str = "random-0") -> list[Any]:
+def trials_in(file: Path, study: str = "random-0", mode: str = "ro") -> list[Any]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # To read only, or Optuna would create the tables, maybe while the search does.
-    read_only = f"sqlite:///file:{file}?mode=ro&uri=true"
+    # To read only, or Optuna would create the tables, maybe while the search does. After a kill with mode "rw": SQLite takes back what was
+    # being written then, which it cannot where it may only read.
+    storage = f"sqlite:///file:{file}?mode={mode}&uri=true"
     try:
-        return list(optuna.load_study(study_name=study, storage=read_only).trials)
+        return list(optuna.load_study(study_name=study, storage=storage).trials)
     except Exception:  # not yet written
         return []
 
 
-def completed(file: Path, study: str = "random-0") -> list[tuple[dict[str, Any], float]]:
+def completed(file: Path, study: str = "random-0", mode: str = "ro") -> list[tuple[dict[str, Any], float]]:
     """(what was tried, its loss) in the order of the search."""
-    done = [trial for trial in trials_in(file, study) if trial.state.name == "COMPLETE"]
+    done = [trial for trial in trials_in(file, study, mode) if trial.state.name == "COMPLETE"]
     return [(trial.params, trial.value) for trial in sorted(done, key=lambda trial: trial.user_attrs["index"])]
 
 
@@ -105,7 +106,7 @@ def test_a_search_killed_in_the_middle_goes_on_to_the_same_trials(
     processes.wait_until(lambda: len(completed(broken)) >= 2, process)
     process.kill()
     process.communicate()
-    before = completed(broken)
+    before = completed(broken, mode="rw")
     assert 2 <= len(before) < 16
     for file in (broken, whole):
         assert main([*command, str(file)]) == 0
