@@ -297,7 +297,7 @@ def test_a_sample_does_not_see_its_batch(path: str, dtype: str, rng: np.random.G
 def test_gamma_of_many_rows_is_that_of_one(
     name: str, length: int, dtype: str, isa: str, rng: np.random.Generator
 ) -> None:
-    """Gamma is widened once for many rows of up to 1024, and anew for each of few or longer ones: dx has the same bits."""
+    """Gamma is widened once for many rows of up to 1024, anew for each of few or longer ones: dx has the same bits."""
     x, dy = (draw(rng, (9, length), dtype_of(dtype)) for _ in range(2))
     weight = draw(rng, (length,), dtype_of(dtype))
     forward, backward = getattr(fn, f"{name}_forward"), getattr(fn, f"{name}_backward")

@@ -26,8 +26,8 @@ SMALL = ["tune", "--samples", "60", "--epochs", "1", "--final-epochs", "0"]
 
 def trials_in(file: Path, study: str = "random-0", mode: str = "ro") -> list[Any]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # To read only, or Optuna would create the tables, maybe while the search does. After a kill with mode "rw": SQLite takes back what was
-    # being written then, which it cannot where it may only read.
+    # To read only, or Optuna would create the tables, maybe while the search does. After a kill with mode "rw":
+    # SQLite takes back what was being written then, which it cannot where it may only read.
     storage = f"sqlite:///file:{file}?mode={mode}&uri=true"
     try:
         return list(optuna.load_study(study_name=study, storage=storage).trials)
