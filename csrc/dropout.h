@@ -31,6 +31,11 @@ FN_INLINE void NAME(keep_where)(const S *x, S *y, const uint64_t *bits, ptrdiff_
 #undef PART
 #undef FULL
 }
+/* The same, apart from the making of bits, whose constants it would drive out of registers. */
+FN_OUTLINE void NAME(keep)(const S *x, S *y, const uint64_t *bits, ptrdiff_t first, ptrdiff_t len, T factor, int flags) {
+    if (flags & FN_STREAM) NAME(keep_where)(x, y, bits, first, len, factor, 1);
+    else NAME(keep_where)(x, y, bits, first, len, factor, 0);
+}
 
 /* First element `start` (a multiple of 64) of the array; bits: a 64-bit word for each 64 elements, at most FN_CHUNK, or NULL. */
 FN_OUTLINE void NAME(dropout)(const void *xv, void *yv, uint64_t *bits, ptrdiff_t start, ptrdiff_t len, uint64_t seed,
@@ -48,15 +53,13 @@ FN_OUTLINE void NAME(dropout)(const void *xv, void *yv, uint64_t *bits, ptrdiff_
                 bits[made / 64 + i] = left < 64 ? keep[i] & (((uint64_t)1 << left) - 1) : keep[i];
         }
         end = made < len ? made - NAME(into_line)(y + made) : len;
-        if (flags & FN_STREAM) NAME(keep_where)(x + done, y + done, bits, done, end - done, (T)scale, 1);
-        else NAME(keep_where)(x + done, y + done, bits, done, end - done, (T)scale, 0);
+        NAME(keep)(x + done, y + done, bits, done, end - done, (T)scale, flags);
     }
     if (flags & FN_STREAM) fn_fence();
 }
 
 /* dx = dy·scale where the bit is set, else 0. */
 FN_OUTLINE void NAME(dropout_grad)(const void *dy, void *dx, const uint64_t *bits, ptrdiff_t len, double scale, int flags) {
-    if (flags & FN_STREAM) NAME(keep_where)(dy, dx, bits, 0, len, (T)scale, 1);
-    else NAME(keep_where)(dy, dx, bits, 0, len, (T)scale, 0);
+    NAME(keep)(dy, dx, bits, 0, len, (T)scale, flags);
     if (flags & FN_STREAM) fn_fence();
 }
