@@ -59,7 +59,7 @@ FN_INLINE void NAME(sums_of_rows)(const NAME(folded_sums) *a, ptrdiff_t n, const
 }
 
 /* Gamma, WIDENED numbers at most, as sums take it, with zeros up to a whole vector. It costs as much to widen as x or dy; done once for many
-   rows, the backward takes 0.89 to 0.96 of the time at AVX2. Twice as long, it must still stay in L1. Rows that are taken several at once
+   rows, the backward takes 0.89 to 0.96 of the time on a Zen 1. Twice as long, it must still stay in L1. Rows taken several at once
    share it anyway. */
 #define WIDENED 1024
 #define CAN_WIDEN (sizeof(T) == 4 && ROWS_AT_ONCE == 1)
