@@ -171,11 +171,17 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
                                          const NAME(col_grads) *q, int has_res, int relu, int stream) {
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
-        if (ahead) { fn_prefetch(x + j + ahead); fn_prefetch(dy + j + ahead); }                                          \
-        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
-        GRAD(g, z, j, LANES)                                                                                             \
-        if (dres) STORE(dres + j, g);                                                                                    \
-        if (stream) STREAM(dx + j, z); else STORE(dx + j, z);                                                            \
+        V gs[AHEAD_OF_STORES], zs[AHEAD_OF_STORES];                                                                      \
+        const ptrdiff_t from = j;                                                                                        \
+        EACH_OF((n) / LANES, c) {                                                                                        \
+            ptrdiff_t j = from + c * LANES;                                                                              \
+            if (ahead) { fn_prefetch(x + j + ahead); fn_prefetch(dy + j + ahead); }                                      \
+            NAME(affine_v) v = NAME(col_norm)(p, j);                                                                     \
+            GRAD(g, z, j, LANES)                                                                                         \
+            gs[c] = g, zs[c] = z;                                                                                        \
+        }                                                                                                                \
+        if (dres) EACH_OF((n) / LANES, c) STORE(dres + j + c * LANES, gs[c]);                                            \
+        EACH_OF((n) / LANES, c) { if (stream) STREAM(dx + j + c * LANES, zs[c]); else STORE(dx + j + c * LANES, zs[c]); } \
     } while (0)
 #define PART(n) \
     NAME(col_grad_apply_part)(dy + j, x + j, has_res ? res + j : NULL, dx + j, dres ? dres + j : NULL, j, n, p, q, relu)
@@ -189,7 +195,8 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
     if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, alike, flags), rows, SOME);
     for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
         if (stream) { NAME(fetch_shared)(dx + stride); NAME(fetch_shared)(dx + stride + w); }
-        EACH_IN_ROW(dx, w, stream, FULL, PART);
+        if (stream) EACH_IN_ROW_BY(AHEAD_OF_STORES, dx, w, 1, FULL, PART);
+        else EACH_IN_ROW(dx, w, 0, FULL, PART);
         if (has_res) res += stride;
         if (dres) dres += stride;
     }
@@ -205,14 +212,20 @@ FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_
     const int has_res = 0;
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
-        fn_prefetch(x + i + SOON);                                                                                       \
-        fn_prefetch(dy + i + SOON);                                                                                      \
-        NAME(affine_v) v = NAME(col_norm)(p, j);                                                                         \
-        GRAD(g, z, i, LANES)                                                                                             \
-        STREAM(dx + i, z);                                                                                               \
+        V zs[AHEAD_OF_STORES];                                                                                           \
+        const ptrdiff_t from = j;                                                                                        \
+        EACH_OF((n) / LANES, c) {                                                                                        \
+            ptrdiff_t j = from + c * LANES;                                                                              \
+            fn_prefetch(x + i + c * LANES + SOON);                                                                       \
+            fn_prefetch(dy + i + c * LANES + SOON);                                                                      \
+            NAME(affine_v) v = NAME(col_norm)(p, j);                                                                     \
+            GRAD(g, z, i + c * LANES, LANES)                                                                             \
+            zs[c] = z;                                                                                                   \
+        }                                                                                                                \
+        EACH_OF((n) / LANES, c) STREAM(dx + i + c * LANES, zs[c]);                                                       \
     } while (0)
 #define PART(n) NAME(col_grad_apply_part)(dy + i, x + i, NULL, dx + i, NULL, j, n, p, q, relu)
-    EACH_IN_RUN(dx, size, w, FULL, PART);
+    EACH_IN_RUN(AHEAD_OF_STORES, dx, size, w, FULL, PART);
 #undef PART
 #undef FULL
 #undef GRAD

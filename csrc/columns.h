@@ -233,15 +233,18 @@ FN_INLINE V NAME(col_out)(const S *x, const S *res, ptrdiff_t n, NAME(affine_v) 
     } while (0)
 #define EACH_IN_ROW(y, w, lined, ONE, ONE_LAST) EACH_IN_ROW_BY(1, y, w, lined, ONE, ONE_LAST)
 
-/* The same over rows of w columns without gaps, as one run of `count` from i = 0: j is i's column. */
-#define EACH_IN_RUN(y, count, w, ONE, ONE_LAST)                                                                          \
+/* The same over rows of w columns without gaps, `along` vectors at a time, as one run of `count` from i = 0: j is i's column. */
+#define EACH_IN_RUN(along, y, count, w, ONE, ONE_LAST)                                                                   \
     do {                                                                                                                 \
         ptrdiff_t i = 0, j = 0, until = (ptrdiff_t)((-(uintptr_t)(y) & 63) / sizeof(S));                                 \
         for (until = until < (count) ? until : (count);; until = (count)) {                                              \
             for (ptrdiff_t n = 0; i < until; NEXT(n)) { n = until - i < LANES ? until - i : LANES; ONE_LAST(n); }        \
             if (i >= (count)) break;                                                                                     \
-            for (ptrdiff_t end; i <= (count) - LANES; j -= j >= (w) ? (w) : 0)                                           \
-                for (end = i + (w) - j <= (count) - LANES ? i + (w) - j : (count) - LANES + 1; i < end; i += LANES, j += LANES) ONE(LANES); \
+            for (ptrdiff_t end; i <= (count) - LANES; j -= j >= (w) ? (w) : 0) {                                         \
+                end = i + (w) - j <= (count) - LANES ? i + (w) - j : (count) - LANES + 1; /* no vector begins there or later */ \
+                for (; i < end - ((along) - 1) * LANES; i += (along) * LANES, j += (along) * LANES) ONE((along) * LANES); \
+                for (; i < end; i += LANES, j += LANES) ONE(LANES);                                                      \
+            }                                                                                                            \
         }                                                                                                                \
     } while (0)
 #define NEXT(n) i += (n), j += (n), j -= j >= (w) ? (w) : 0
@@ -274,11 +277,11 @@ FN_INLINE int NAME(rows_together)(ptrdiff_t stride, int alike, int flags) {
         for (; r < (rows); r++) SOME(1);                                                                                 \
     } while (0)
 
-#define OUT(o, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
+#define OUT(o, j, n) NAME(col_out)(x + (o), has_res ? res + (o) : NULL, n, NAME(col_norm)(p, j), has_res, relu)
 /* y of n columns from j on of one row, at most a vector. */
 FN_BULKY void NAME(col_affine_part)(const S *x, const S *res, S *y, ptrdiff_t j, ptrdiff_t n, const NAME(col_norms) *p, int relu) {
     const int has_res = res != NULL;
-    STORE_N(y, OUT(0, n), n);
+    STORE_N(y, OUT(0, j, n), n);
 }
 #define PART_AT(o, n) NAME(col_affine_part)(x + (o), has_res ? res + (o) : NULL, y + (o), j, n, p, relu)
 FN_INLINE void NAME(col_affine_some)(const S *x, const S *res, S *y, int count, ptrdiff_t w, ptrdiff_t stride,
@@ -305,8 +308,12 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
                                      ptrdiff_t ahead, const NAME(col_norms) *p, int has_res, int relu, int stream) {
 #define FULL(n)                                                                                                          \
     do {                                                                                                                 \
-        if (ahead) fn_prefetch(x + j + ahead);                                                                           \
-        if (stream) STREAM(y + j, OUT(j, LANES)); else STORE(y + j, OUT(j, LANES));                                      \
+        V z[AHEAD_OF_STORES];                                                                                            \
+        EACH_OF((n) / LANES, c) {                                                                                        \
+            if (ahead) fn_prefetch(x + j + c * LANES + ahead);                                                           \
+            z[c] = OUT(j + c * LANES, j + c * LANES, LANES);                                                             \
+        }                                                                                                                \
+        EACH_OF((n) / LANES, c) { if (stream) STREAM(y + j + c * LANES, z[c]); else STORE(y + j + c * LANES, z[c]); }    \
     } while (0)
 #define PART(n) PART_AT(j, n)
     ptrdiff_t r = 0;
@@ -318,7 +325,8 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
     if (!GENERIC && !stream) EACH_TOGETHER(NAME(rows_together)(stride, NAME(begin_alike)(x, y), flags), rows, SOME);
     for (; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0) {
         if (stream) { NAME(fetch_shared)(y + stride); NAME(fetch_shared)(y + stride + w); }
-        EACH_IN_ROW(y, w, stream, FULL, PART);
+        if (stream) EACH_IN_ROW_BY(AHEAD_OF_STORES, y, w, 1, FULL, PART);
+        else EACH_IN_ROW(y, w, 0, FULL, PART);
     }
 #undef SOME
 #undef PART
@@ -328,9 +336,17 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
 /* `size` elements without gaps, whose numbers repeat after w: a row, or several side by side. Streamed. */
 FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
                                     int has_res, int relu) {
-#define FULL(n) do { fn_prefetch(x + i + SOON); STREAM(y + i, OUT(i, LANES)); } while (0)
+#define FULL(n)                                                                                                          \
+    do {                                                                                                                 \
+        V z[AHEAD_OF_STORES];                                                                                            \
+        EACH_OF((n) / LANES, c) {                                                                                        \
+            fn_prefetch(x + i + c * LANES + SOON);                                                                       \
+            z[c] = OUT(i + c * LANES, j + c * LANES, LANES);                                                             \
+        }                                                                                                                \
+        EACH_OF((n) / LANES, c) STREAM(y + i + c * LANES, z[c]);                                                         \
+    } while (0)
 #define PART(n) PART_AT(i, n)
-    EACH_IN_RUN(y, size, w, FULL, PART);
+    EACH_IN_RUN(AHEAD_OF_STORES, y, size, w, FULL, PART);
 #undef PART
 #undef FULL
 #undef PART_AT

@@ -42,8 +42,8 @@ FN_INLINE void NAME(evaluate_body)(const S *x, const S *res, S *y, ptrdiff_t cou
     if (head > end) ACROSS(head);
     else if (head) { STORE_N(y, OUT(now, 0, head), head); i = head; }
     for (;;) { /* a pair of half vectors is streamed as a line */
-        if (!stream) WHOLE(AHEAD_OF_STORES);
         if (LINE == 2 * LANES && i <= end - LANES && NAME(into_line)(y + i)) STEP(1);
+        WHOLE(AHEAD_OF_STORES);
         if (LINE == 2 * LANES) WHOLE(2);
         WHOLE(1);
         if (end == count) break;

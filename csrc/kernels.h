@@ -165,7 +165,8 @@
 /* ---- the table ---- */
 
 #define OPS(dtype, size)                                                                                                 \
-    {size, FN_LEVEL == 3 ? 1 + (size == 4) : 0, &FN_CHANNELS, fn_fence, moments_##dtype, moments_beside_##dtype, affine_##dtype, grad_sums_##dtype, grad_apply_##dtype, \
+    {size, FN_LEVEL == 3 ? 1 + (size == 4) : 0, &FN_CHANNELS, fn_fence, moments_##dtype, moments_beside_##dtype,         \
+     affine_##dtype, grad_sums_##dtype, grad_apply_##dtype,                                                              \
      grad_turns_##dtype, group_affine_##dtype, group_grad_sums_##dtype, group_grad_apply_##dtype,                        \
      evaluate_##dtype, col_sums_##dtype, col_squares_##dtype, col_affine_##dtype, col_grad_sums_##dtype, col_grad_apply_##dtype,           \
      row_moments_##dtype, row_apply_##dtype, rows_forward_##dtype, rows_grad_sums_##dtype, rows_grad_##dtype,             \

@@ -78,9 +78,9 @@ FN_INLINE void NAME(columns_grad)(const NAME(piece) *p, const NAME(row_grads) *q
             if (part) {
                 NAME(ends) e = NAME(ends_in)(NAME(ends_of)(p->seams, r, dx - p->t, p->len), p->t);
                 STORE_N((j < LINE ? e.head : e.tail) + o, z[c], n);
-            } else if (stream) STREAM(dx + o, z[c]);
+            }
         }
-        if (!part && !stream) EACH_OF(count, c) STORE(dx + j + c * LANES, z[c]);
+        if (!part) EACH_OF(count, c) { if (stream) STREAM(dx + j + c * LANES, z[c]); else STORE(dx + j + c * LANES, z[c]); }
     }
     EACH_OF(count, c) {
         if (params) STORE_T(p->dg + j + c * LANES, a[c]);
@@ -148,6 +148,8 @@ FN_INLINE void NAME(columns_across)(const NAME(piece) *p, const NAME(row_grads) 
     for (ptrdiff_t r = 0; r < rows; r++, dy += p->len, x += p->len, dx += p->len) {
         if (next) NAME(turn)(&t, centred);
         NAME(row_v) v = NAME(row_at)(q, r);
+        V z[COLUMNS_AT_ONCE];
+        int begun = 0;
         EACH_OF(count, c) {
             NAME(row_v) u = v;
             if (first && c == 0) {
@@ -156,6 +158,7 @@ FN_INLINE void NAME(columns_across)(const NAME(piece) *p, const NAME(row_grads) 
                     NAME(begin_across)(p, q, centred, &slope, &g);
                     a[0] = ADD(zero, slope);
                     b[0] = ADD(zero, g);
+                    begun = 1;
                     continue;
                 }
                 u.hi = FIRST_OR(last.hi, v.hi, in);
@@ -169,8 +172,11 @@ FN_INLINE void NAME(columns_across)(const NAME(piece) *p, const NAME(row_grads) 
             int whole = !(first && c == 0 && r == 0);
             a[c] = ADD(a[c], whole ? slope : FIRST_OR(zero, slope, in));
             if (centred) b[c] = ADD(b[c], whole ? g : FIRST_OR(zero, g, in));
-            V z = NAME(row_dx)(g, xhat, weight[c], u, 1, centred);
-            if (stream) STREAM(dx + o, z); else STORE(dx + o, z);
+            z[c] = NAME(row_dx)(g, xhat, weight[c], u, 1, centred);
+        }
+        EACH_OF(count, c) {
+            if (first && c == 0 && begun) continue;
+            if (stream) STREAM(dx + c * LANES, z[c]); else STORE(dx + c * LANES, z[c]);
         }
         if (first) last = v;
     }
@@ -200,12 +206,12 @@ FN_INLINE void NAME(across_grad)(const NAME(piece) *p, const NAME(row_grads) *q,
 }
 
 /* Is dx of eight rows written while the next eight are summed, four vectors of each in turn? Streamed rows, sixteen of which make at most a
-   megabyte of x and dy. Stores wait for memory, and sums for what they read: rows of 768 and 4096 take 0.87 of the time, those of 64 0.87
-   (RMS norm) and 0.97; those of 96 took 1.05, and shorter ones where doubles are in halves 1.1. Only AVX-512 has registers for both. */
-#define ROWS_BY_TURNS (FN_LEVEL == 3 && sizeof(S) == 4)
-FN_INLINE int NAME(rows_by_turns)(ptrdiff_t len) {
-    int whole = FN_NATIVE_D == 64 && len % (4 * LANES) == 0;
-    return ROWS_BY_TURNS && len >= (whole ? 4 * LANES : 32 * LINE) && len <= 8192;
+   megabyte of x and dy. Stores wait for memory, and sums for what they read: on an Intel Xeon rows of 768 and 4096 take 0.87 of the time, those
+   of 64 0.87 (RMS norm) and 0.97; those of 96 took 1.05. A Zen 4, which is told what comes next, takes 1.2 to 1.3 times as long. Only AVX-512 has
+   registers for both. */
+#define ROWS_BY_TURNS (FN_LEVEL == 3 && FN_NATIVE_D == 64 && sizeof(S) == 4)
+FN_INLINE int NAME(rows_by_turns)(ptrdiff_t len, int flags) {
+    return ROWS_BY_TURNS && !(flags & FN_NEXT) && len >= (len % (4 * LANES) == 0 ? 4 * LANES : 32 * LINE) && len <= 8192;
 }
 
 /* How many rows are taken side by side: as many as leave two of them to a set of L1, whose eight lines hold three arrays and what the
@@ -284,7 +290,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     double memory[4 * FN_ROWS], widened[WIDENED + LANES];
     int has_wide = CAN_WIDEN && gv && !sums.sum && rows >= FN_ROWS && len <= WIDENED;
     if (has_wide) NAME(widen)(gv, len, widened);
-    int turns = NAME(rows_by_turns)(len) && stream && !sums.sum && gv && params && !single && whole;
+    int turns = NAME(rows_by_turns)(len, flags) && stream && !sums.sum && gv && params && !single && whole;
     NAME(folded_sums) folded;
     NAME(ongoing) next = {.gamma = gv ? (const P *)gv + len : NULL, .len = len, .ahead = ahead, .out = &folded};
     for (ptrdiff_t r = 0; r < rows; r += FN_ROWS) {

@@ -56,8 +56,8 @@ FN_INLINE V NAME(standardize)(V x, V hi, V lo, V rstd, int centred) {
     return centred ? MUL(SUB(SUB(x, hi), lo), rstd) : MUL(x, rstd);
 }
 
-#define ROW_OUT(n) NAME(row_out)(NAME(col_load)(x + j, n), has_gamma ? NAME(param)(gamma + j, n) : rstd, \
-                                 has_beta ? NAME(param)(beta + j, n) : rstd, hi, lo, rstd, centred, has_gamma, has_beta)
+#define ROW_OUT(j, n) NAME(row_out)(NAME(col_load)(x + (j), n), has_gamma ? NAME(param)(gamma + (j), n) : rstd, \
+                                    has_beta ? NAME(param)(beta + (j), n) : rstd, hi, lo, rstd, centred, has_gamma, has_beta)
 FN_INLINE V NAME(param)(const P *p, ptrdiff_t n) { return n == LANES ? LOAD_P(p) : LOAD_P_N(p, n); }
 FN_INLINE V NAME(row_out)(V x, V g, V b, V hi, V lo, V rstd, int centred, int has_gamma, int has_beta) {
     V z = NAME(standardize)(x, hi, lo, rstd, centred);
@@ -75,13 +75,16 @@ FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t 
     for (ptrdiff_t k = 0; k < rows; k++, x += len, y += len) {
         V hi = SET1(q->hi[k]), lo = SET1(q->lo[k]), rstd = SET1(q->rstd[k]);
         NAME(ends) e = NAME(ends_of)(seams, k, y, len);
-#define FULL(n)                                                                                                          \
+#define FULL(n) /* stored when all are loaded: spans.h says why */                                                       \
     do {                                                                                                                 \
-        if (ahead) fn_prefetch(x + j + ahead);                                                                           \
-        if (stream) STREAM(y + j, ROW_OUT(n)); else STORE(y + j, ROW_OUT(n));                                            \
+        V z[AHEAD_OF_STORES];                                                                                            \
+        EACH_OF((n) / LANES, c) z[c] = ROW_OUT(j + c * LANES, LANES);                                                    \
+        if (ahead) EACH_OF((n) / LANES, c) fn_prefetch(x + j + c * LANES + ahead);                                       \
+        EACH_OF((n) / LANES, c) { if (stream) STREAM(y + j + c * LANES, z[c]); else STORE(y + j + c * LANES, z[c]); }    \
     } while (0)
-#define PART(n) STORE_N((j < LINE ? e.head : e.tail) + j, ROW_OUT(n), n)
-        EACH_IN_ROW(y, len, stream || len >= FN_LONG, FULL, PART);
+#define PART(n) STORE_N((j < LINE ? e.head : e.tail) + j, ROW_OUT(j, n), n)
+        if (stream || len >= FN_LONG) EACH_IN_ROW_BY(AHEAD_OF_STORES, y, len, 1, FULL, PART);
+        else EACH_IN_ROW(y, len, 0, FULL, PART);
 #undef PART
 #undef FULL
     }
@@ -125,12 +128,12 @@ FN_INLINE void NAME(rows_across_body)(const S *x, S *y, ptrdiff_t rows, ptrdiff_
             V z = NAME(row_out)(LOAD(x - in), g, b, FIRST_OR(hi0, hi, in), FIRST_OR(lo0, lo, in), FIRST_OR(rstd0, rstd, in), centred,
                                 has_gamma, has_beta);
             if (stream) STREAM(y - in, z); else STORE(y - in, z);
-        } else STORE_N(y, ROW_OUT(LANES - in), LANES - in);
+        } else STORE_N(y, ROW_OUT(0, LANES - in), LANES - in);
         for (j = LANES - in; j <= len - LANES; j += LANES) {
             if (ahead) fn_prefetch(x + j + ahead);
-            if (stream) STREAM(y + j, ROW_OUT(LANES)); else STORE(y + j, ROW_OUT(LANES));
+            if (stream) STREAM(y + j, ROW_OUT(j, LANES)); else STORE(y + j, ROW_OUT(j, LANES));
         }
-        if (k + 1 == rows && !a->after) STORE_N(y + j, ROW_OUT(in), in);
+        if (k + 1 == rows && !a->after) STORE_N(y + j, ROW_OUT(j, in), in);
     }
     a->before = a->after;
     a->hi = q->hi[rows - 1];

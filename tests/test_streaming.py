@@ -7,6 +7,7 @@ rows, spans and channels share cache lines in every way that the arrays' places 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -55,10 +56,10 @@ def streamed() -> Iterator[None]:
     core.set_grain(grain)
 
 
-def placed(size: int, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> tuple[Array, Array]:
-    """An array that begins `offset` elements after a cache line, full of sevens, and all memory around it."""
-    room = np.full(size + 64, 7, dtype)
-    start = (-room.ctypes.data % 64) // dtype.itemsize + offset
+def placed(size: int, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int, unit: int = 64) -> tuple[Array, Array]:
+    """An array that begins `offset` elements after a `unit` of bytes, full of sevens, and all memory around it."""
+    room = np.full(size + 64 + 2 * unit, 7, dtype)
+    start = (-room.ctypes.data % unit) // dtype.itemsize + offset
     return room[start : start + size].reshape(shape), room
 
 
@@ -174,6 +175,67 @@ def test_no_bit_depends_on_the_size_of_the_cache(
                 l2_bytes(size)
                 for one, other in zip(expected, results(), strict=True):
                     same_bits(one, other, f"{machine}, L2 of {size} bytes, {fixture}")
+
+
+@contextmanager
+def far_from_cache(told: bool) -> Iterator[None]:
+    """Every output is streamed, and nothing lies in L2; is the processor one that is `told` what comes next?"""
+    size, l2, before = core.set_stream_bytes(1), core.set_l2_bytes(1), core.set_fetches_next(told)
+    yield
+    core.set_stream_bytes(size)
+    core.set_l2_bytes(l2)
+    core.set_fetches_next(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        *((norm, (37, width)) for norm in ("layer_norm", "rms_norm") for width in (64, 100, 768, 1029, 4096)),
+        *(("batch_norm", shape) for shape in [(300, 8), (33, 512), (5, 4, 28, 28), (3, 5, 61, 60), (4, 9, 7, 7)]),
+        *(("group_norm", shape) for shape in [(3, 8, 16, 16), (2, 4, 100, 101)]),
+    ],
+)
+def test_no_bit_depends_on_what_is_fetched(
+    norm: str, shape: tuple[int, ...], dtype: str, rng: np.random.Generator
+) -> None:
+    """On processors that are told what comes next, and on others, where dx is written while the next sums are formed."""
+    t = dtype_of(dtype)
+    x, dy = draw(rng, shape, t), draw(rng, shape, t)
+    weight = draw(rng, shape[1:2], np.float64 if dtype == "float64" else np.float32)
+    arguments = arguments_of(norm, shape, norm in ACTIVATED, weight)
+
+    def results() -> tuple[Array, ...]:
+        y, ctx = getattr(fn, f"{norm}_forward")(x, **arguments)
+        return y, *getattr(fn, f"{norm}_backward")(dy, ctx)
+
+    expected = results()
+    for machine, told in product(machines(), (False, True)):
+        with far_from_cache(told):
+            found = results()
+        for one, other in zip(expected, found, strict=True):
+            same_bits(one, other, f"{machine}, told {told}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [513, 1000, 1090, 2049])
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+def test_softmax_far_from_cache(op: str, width: int, dtype: str, rng: np.random.Generator) -> None:
+    """Wherever a row's output lies beside the next row in a page: exps may go ahead of it."""
+    shape, t = (4, width), dtype_of(dtype)
+    x, dy = draw(rng, shape, t), draw(rng, shape, t)
+    forward, backward = getattr(fn, op), getattr(fn, f"{op}_backward")
+    y, ctx = getattr(fn, f"{op}_forward")(x)
+    dx = backward(dy, ctx).dx
+    for machine, told, behind in product(machines(), (False, True), (-64, 0, 4, 16, 64, 256, 320, 2048)):
+        source = placed(x.size, shape, t, 0, 4096)[0]
+        out, around = placed(x.size, shape, t, (width + behind) % (4096 // t.itemsize), 4096)
+        for given, expected in ((x, y), (dy, dx)):
+            source[...] = given
+            with far_from_cache(told):
+                forward(source, out=out) if given is x else backward(source, ctx, out=out)
+            same_bits(out, expected, f"{machine}, told {told}, {behind} elements behind")
+            assert (around == 7).sum() == around.size - out.size + (out == 7).sum(), "written beside the output"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

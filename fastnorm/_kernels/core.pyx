@@ -106,6 +106,13 @@ def set_l2_bytes(Py_ssize_t size):
     return before
 
 
+def set_fetches_next(bint on):
+    """Whether this is a processor that is told what comes next, from now on, for tests: no bit depends on it. Returns what it was."""
+    global _next
+    before, _next = _next != 0, FN_NEXT if on else 0
+    return before
+
+
 cdef int threads_for(Py_ssize_t elements) noexcept nogil:
     cdef Py_ssize_t n = elements // _grain
     return 1 if n < 1 else (<int> n if n < _threads else _threads)
