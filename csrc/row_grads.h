@@ -283,7 +283,7 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
     int seamed = stream && whole && !across.in && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
-    ptrdiff_t ahead = NAME(is_helped)(flags) && (len >= 8 * LINE || (stream && SHORT_ROWS_ARE_HELPED)) ? SOON : 0;
+    ptrdiff_t ahead = NAME(is_helped)(flags) && (len >= 8 * LINE || (stream && (SHORT_ROWS_ARE_HELPED || len > 4 * LINE))) ? SOON : 0;
     ptrdiff_t height = together ? NAME(rows_beside)(stride, stream) : 1;
     fn_divisor number = fn_divisor_of(n);
     NAME(seams) seams;
