@@ -43,7 +43,7 @@ typedef struct { double *mean, *mean_lo, *rstd; } fn_row_stats;
 typedef struct { double least, most; } fn_sizes;
 
 /* FN_NEAR: all data lie in L2, and nothing is fetched ahead. FN_FAR: they may come from memory. FN_NEXT: what comes after these rows is fetched
-   while they are written, and not summed. */
+   while they are written; gradients that are streamed then do not sum it meanwhile. */
 enum { FN_RELU = 1, FN_STREAM = 2, FN_LEAVE = 4, FN_FRESH = 8, FN_SINGLE = 16, FN_FAR = 32, FN_NEAR = 64, FN_NEXT = 128 };
 enum { FN_CHUNK = 16384 }; /* elements of dropout that a thread takes at a time: a multiple of 64 */
 enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPES };

@@ -7,7 +7,7 @@
 #define FN_ROWS 8 /* as the numbers of rows are taken */
 
 /* What comes after short rows the processor fetches by itself; beyond the cache they take 0.83 to 0.97 of the time where it is helped, on
-   a Zen 3 and a Zen 5, but up to a tenth longer on a Zen 4, for which doubles in halves are (gradients of rows of more than 64 floats 0.8 to 0.95). */
+   a Zen 3 and a Zen 5, but up to a tenth longer on a Zen 4, for which doubles in halves are. */
 #define SHORT_ROWS_ARE_HELPED (FN_LEVEL != 3 || FN_NATIVE_D == 64)
 
 /* Eight rows, if they stay in L1, or as many as make 4 KB, which share latencies; 2 KB of streamed ones. (32 rows of 64 took half again

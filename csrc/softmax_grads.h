@@ -38,8 +38,8 @@ FN_INLINE void NAME(softmax_dx)(V *z, const S *dy, const S *y, ptrdiff_t left, V
 }
 
 /* dx of a long row, while the next one (or NULL) is summed: writing waits for memory, and an addition for the last one. Returns its sum.
-   (Of rows of 1000 log-softmax takes 0.7 of the time beyond the cache and 0.95 in it, softmax 0.8 and 0.93, on an Intel Xeon.) Softmax's that
-   are not summed meanwhile may have what lies `ahead` fetched. */
+   (Of rows of 1000 log-softmax takes 0.7 of the time beyond the cache and 0.95 in it, softmax 0.8 and 0.93, on an Intel Xeon.) If not,
+   softmax may fetch what lies `ahead` (or 0) meanwhile. */
 FN_INLINE T NAME(softmax_grad_row)(const S *dy, const S *y, S *dx, ptrdiff_t len, V sum, const S *dy_next, const S *y_next,
                                    ptrdiff_t ahead, int logarithm, int stream) {
     const ptrdiff_t step = EXP_AT_ONCE * LANES, first = NAME(exp_head)(dx, stream);
@@ -102,8 +102,8 @@ FN_OUTLINE void NAME(softmax_grad)(const void *dyv, const void *yv, void *dxv, p
         else NAME(softmax_grad_rows)(dy, y, dx, rows, len, 0);
         return;
     }
-    /* A Zen 4 takes 1.2 to 1.6 times as long for streamed turns; and if it is told what comes next, 0.65 to 0.98 for rows of floats within a
-       page, but up to 1.5 for others. */
+    /* A Zen 4 takes 1.2 to 1.6 times as long by turns where dx is streamed, at AVX2 1.4. Nor must the next row be fetched meanwhile (up to 1.5
+       times as long), but for rows of floats within a page (0.65 to 0.98 of the time). */
     int turns = !stream || !(flags & FN_NEXT);
     ptrdiff_t ahead = !turns && sizeof(S) == 4 && len < 64 * LINE ? len : 0;
     NAME(row_dot) none = {ACC_ZERO(), ACC_ZERO()};

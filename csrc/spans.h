@@ -228,7 +228,8 @@ FN_INLINE ptrdiff_t NAME(lanes_before)(ptrdiff_t i) { return i >= 0 ? 0 : -i < L
 
 /* `left`: how many of the last elements are left to others. AHEAD_OF_STORES vectors are loaded before the first is stored: where an
    output begins a little further into a page than its input, as the second of two new arrays does, a load next to a recent store waits
-   for it (2.3 times as long), and a streamed one is recent for long (on a Zen 4 0.6 to 0.9 of the time, and 1 where arrays begin alike). */
+   for it (2.3 times as long), and a streamed one is recent for long (on a Zen 4 0.6 to 0.9 of what one load and one streamed store after the
+   other take; where arrays begin alike, as long). */
 #define AHEAD_OF_STORES 4
 FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, NAME(affine_v) v, const NAME(affine_v) *before,
                                  ptrdiff_t left, int has_res, int relu, int stream, ptrdiff_t ahead) {

@@ -181,10 +181,12 @@ def test_no_bit_depends_on_the_size_of_the_cache(
 def far_from_cache(told: bool) -> Iterator[None]:
     """Every output is streamed, and nothing lies in L2; is the processor one that is `told` what comes next?"""
     size, l2, before = core.set_stream_bytes(1), core.set_l2_bytes(1), core.set_fetches_next(told)
-    yield
-    core.set_stream_bytes(size)
-    core.set_l2_bytes(l2)
-    core.set_fetches_next(before)
+    try:
+        yield
+    finally:
+        core.set_stream_bytes(size)
+        core.set_l2_bytes(l2)
+        core.set_fetches_next(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
