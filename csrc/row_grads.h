@@ -283,7 +283,8 @@ FN_OUTLINE void NAME(rows_grad)(const void *dyv, const void *xv, const void *gv,
     /* In long rows dx's vectors are aligned, and in the first row dgamma's too; only the first piece has a ragged head. */
     int aligned = stream || len >= FN_LONG, alike = stride * (ptrdiff_t)sizeof(S) % 64 == 0, together = !aligned || alike;
     int seamed = stream && whole && !across.in && (alike || len <= FN_TILE - LINE); /* or else every piece of a row has ragged ends */
-    /* Streamed rows of more than four lines a Zen 4 is helped with too: those of 80 to 112 floats take 0.8 to 1 of the time (once 1.1), shorter ones up to 1.04. */
+    /* A Zen 4 is helped with streamed rows of more than four lines too: those of 80 to 112 floats take 0.8 to 1 of the time (once 1.1), shorter ones
+       up to 1.04. */
     ptrdiff_t ahead = NAME(is_helped)(flags) && (len >= 8 * LINE || (stream && (SHORT_ROWS_ARE_HELPED || len > 4 * LINE))) ? SOON : 0;
     ptrdiff_t height = together ? NAME(rows_beside)(stride, stream) : 1;
     fn_divisor number = fn_divisor_of(n);

@@ -84,10 +84,10 @@ cdef inline bint side_by_side(const Job *job, const Extent *e) noexcept nogil:
 
 # Is dx of a statistic written while the next one is summed? Where x and dy of both stay in L2; or where those of one leave it anyway.
 # Between the two, what is left of it there counts for more. Only AVX-512 has registers for both: else only where memory is waited for
-# (at AVX2 channels beyond L2 0.9 to 1 of the time; in L2 up to 1.4). With AVX-512 what is streamed goes so on Intel's processors alone: a Zen 4,
-# which is told what comes next instead, took 1.1 to 1.3 times as long; of a Zen 5 that is not known. Of tensors that are not streamed, but larger than half of L2,
-# channels that leave L1 in any case, of float32 with AVX-512: 0.91 to 1 of the time on an Emerald Rapids, 0.9 to 1 on a Zen 4; smaller
-# ones up to 1.2.
+# (at AVX2 channels beyond L2 0.9 to 1 of the time; in L2 up to 1.4). With AVX-512 what is streamed goes so on Intel's processors alone:
+# a Zen 4, which is told what comes next instead, took 1.1 to 1.3 times as long; of a Zen 5 that is not known. Of tensors that are not
+# streamed, but larger than half of L2, channels that leave L1 in any case, of float32 with AVX-512: 0.91 to 1 of the time on an Emerald
+# Rapids, 0.9 to 1 on a Zen 4; smaller ones up to 1.2.
 cdef inline bint by_turns(const Job *job, const Extent *e) noexcept nogil:
     cdef Py_ssize_t both = 4 * e.all.len * e.all.count * job.ops.itemsize
     cdef bint large = e.channel.len * e.channel.count * job.ops.itemsize >= TURN_BYTES and not job.flags & FN_NEAR
