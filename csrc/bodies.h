@@ -53,6 +53,7 @@
 #undef STREAM_PAIR
 #undef LOAD_SOME
 #undef STORE_SOME
+#undef PUT_SOME
 #undef ROUND
 #undef LOAD_T
 #undef LOAD_P

@@ -180,8 +180,8 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
             GRAD(g, z, j, LANES)                                                                                         \
             gs[c] = g, zs[c] = z;                                                                                        \
         }                                                                                                                \
-        if (dres) EACH_OF((n) / LANES, c) STORE(dres + j + c * LANES, gs[c]);                                            \
-        EACH_OF((n) / LANES, c) { if (stream) STREAM(dx + j + c * LANES, zs[c]); else STORE(dx + j + c * LANES, zs[c]); } \
+        if (dres) PUT_SOME((n) / LANES, dres + j, gs, 0)                                                                 \
+        PUT_SOME((n) / LANES, dx + j, zs, stream)                                                                        \
     } while (0)
 #define PART(n) \
     NAME(col_grad_apply_part)(dy + j, x + j, has_res ? res + j : NULL, dx + j, dres ? dres + j : NULL, j, n, p, q, relu)
@@ -222,7 +222,7 @@ FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_
             GRAD(g, z, i + c * LANES, LANES)                                                                             \
             zs[c] = z;                                                                                                   \
         }                                                                                                                \
-        EACH_OF((n) / LANES, c) STREAM(dx + i + c * LANES, zs[c]);                                                       \
+        PUT_SOME((n) / LANES, dx + i, zs, 1)                                                                             \
     } while (0)
 #define PART(n) NAME(col_grad_apply_part)(dy + i, x + i, NULL, dx + i, NULL, j, n, p, q, relu)
     EACH_IN_RUN(AHEAD_OF_STORES, dx, size, w, FULL, PART);

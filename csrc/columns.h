@@ -313,7 +313,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
             if (ahead) fn_prefetch(x + j + c * LANES + ahead);                                                           \
             z[c] = OUT(j + c * LANES, j + c * LANES, LANES);                                                             \
         }                                                                                                                \
-        EACH_OF((n) / LANES, c) { if (stream) STREAM(y + j + c * LANES, z[c]); else STORE(y + j + c * LANES, z[c]); }    \
+        PUT_SOME((n) / LANES, y + j, z, stream)                                                                          \
     } while (0)
 #define PART(n) PART_AT(j, n)
     ptrdiff_t r = 0;
@@ -343,7 +343,7 @@ FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t si
             fn_prefetch(x + i + c * LANES + SOON);                                                                       \
             z[c] = OUT(i + c * LANES, j + c * LANES, LANES);                                                             \
         }                                                                                                                \
-        EACH_OF((n) / LANES, c) STREAM(y + i + c * LANES, z[c]);                                                         \
+        PUT_SOME((n) / LANES, y + i, z, 1)                                                                               \
     } while (0)
 #define PART(n) PART_AT(i, n)
     EACH_IN_RUN(AHEAD_OF_STORES, y, size, w, FULL, PART);

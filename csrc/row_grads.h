@@ -80,7 +80,7 @@ FN_INLINE void NAME(columns_grad)(const NAME(piece) *p, const NAME(row_grads) *q
                 STORE_N((j < LINE ? e.head : e.tail) + o, z[c], n);
             }
         }
-        if (!part) EACH_OF(count, c) { if (stream) STREAM(dx + j + c * LANES, z[c]); else STORE(dx + j + c * LANES, z[c]); }
+        if (!part) PUT_SOME(count, dx + j, z, stream)
     }
     EACH_OF(count, c) {
         if (params) STORE_T(p->dg + j + c * LANES, a[c]);

@@ -80,7 +80,7 @@ FN_INLINE void NAME(row_apply_body)(const S *x, S *y, ptrdiff_t rows, ptrdiff_t 
         V z[AHEAD_OF_STORES];                                                                                            \
         EACH_OF((n) / LANES, c) z[c] = ROW_OUT(j + c * LANES, LANES);                                                    \
         if (ahead) EACH_OF((n) / LANES, c) fn_prefetch(x + j + c * LANES + ahead);                                       \
-        EACH_OF((n) / LANES, c) { if (stream) STREAM(y + j + c * LANES, z[c]); else STORE(y + j + c * LANES, z[c]); }    \
+        PUT_SOME((n) / LANES, y + j, z, stream)                                                                          \
     } while (0)
 #define PART(n) STORE_N((j < LINE ? e.head : e.tail) + j, ROW_OUT(j, n), n)
         if (stream || len >= FN_LONG) EACH_IN_ROW_BY(AHEAD_OF_STORES, y, len, 1, FULL, PART);

@@ -43,6 +43,10 @@
         }                                                                                                                \
     } while (0)
 
+/* Vectors as they were loaded singly. */
+#define PUT_SOME(count, d, from, stream) \
+    EACH_OF(count, k_) { if (stream) STREAM((d) + k_ * LANES, (from)[k_]); else STORE((d) + k_ * LANES, (from)[k_]); }
+
 #define LINE (64 / (ptrdiff_t)sizeof(S))
 #define SOON (8192 / (ptrdiff_t)sizeof(S)) /* how far a run is fetched ahead: 2 KB came too late, 4 KB and more made no difference */
 
