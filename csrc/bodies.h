@@ -37,6 +37,7 @@
 #undef CAN_WIDEN
 #undef VECTORS_HELD
 #undef AHEAD_OF_STORES
+#undef STREAMED_AT_ONCE
 #undef ALONG
 #undef EACH_IN_RUN
 #undef NEXT

@@ -195,7 +195,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
     if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, alike, flags), rows, SOME);
     for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
         if (stream) { NAME(fetch_shared)(dx + stride); NAME(fetch_shared)(dx + stride + w); }
-        if (stream) EACH_IN_ROW_BY(AHEAD_OF_STORES, dx, w, 1, FULL, PART);
+        if (stream) EACH_IN_ROW_BY(STREAMED_AT_ONCE, dx, w, 1, FULL, PART);
         else EACH_IN_ROW(dx, w, 0, FULL, PART);
         if (has_res) res += stride;
         if (dres) dres += stride;
@@ -225,7 +225,7 @@ FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_
         PUT_SOME((n) / LANES, dx + i, zs, 1)                                                                             \
     } while (0)
 #define PART(n) NAME(col_grad_apply_part)(dy + i, x + i, NULL, dx + i, NULL, j, n, p, q, relu)
-    EACH_IN_RUN(AHEAD_OF_STORES, dx, size, w, FULL, PART);
+    EACH_IN_RUN(STREAMED_AT_ONCE, dx, size, w, FULL, PART);
 #undef PART
 #undef FULL
 #undef GRAD

@@ -325,7 +325,7 @@ FN_INLINE void NAME(col_affine_rows)(const S *x, const S *res, S *y, ptrdiff_t r
     if (!GENERIC && !stream) EACH_TOGETHER(NAME(rows_together)(stride, NAME(begin_alike)(x, y), flags), rows, SOME);
     for (; r < rows; r++, x += stride, y += stride, res += has_res ? stride : 0) {
         if (stream) { NAME(fetch_shared)(y + stride); NAME(fetch_shared)(y + stride + w); }
-        if (stream) EACH_IN_ROW_BY(AHEAD_OF_STORES, y, w, 1, FULL, PART);
+        if (stream) EACH_IN_ROW_BY(STREAMED_AT_ONCE, y, w, 1, FULL, PART);
         else EACH_IN_ROW(y, w, 0, FULL, PART);
     }
 #undef SOME
@@ -346,7 +346,7 @@ FN_INLINE void NAME(col_affine_run)(const S *x, const S *res, S *y, ptrdiff_t si
         PUT_SOME((n) / LANES, y + i, z, 1)                                                                               \
     } while (0)
 #define PART(n) PART_AT(i, n)
-    EACH_IN_RUN(AHEAD_OF_STORES, y, size, w, FULL, PART);
+    EACH_IN_RUN(STREAMED_AT_ONCE, y, size, w, FULL, PART);
 #undef PART
 #undef FULL
 #undef PART_AT

@@ -43,7 +43,7 @@ FN_INLINE void NAME(evaluate_body)(const S *x, const S *res, S *y, ptrdiff_t cou
     else if (head) { STORE_N(y, OUT(now, 0, head), head); i = head; }
     for (;;) { /* pairs of half vectors are streamed as lines: first up to one */
         if (LINE == 2 * LANES && i <= end - LANES && NAME(into_line)(y + i)) STEP(1);
-        WHOLE(AHEAD_OF_STORES);
+        if (!stream || STREAMED_AT_ONCE > 1) WHOLE(AHEAD_OF_STORES);
         if (LINE == 2 * LANES) WHOLE(2);
         WHOLE(1);
         if (end == count) break;

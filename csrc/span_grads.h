@@ -163,7 +163,7 @@ FN_INLINE void NAME(grad_apply_body)(const S *dy, const S *x, const S *res, S *d
         if (dres) STORE_SOME(along, dres + i, g, 0);                                                                     \
         STORE_SOME(along, dx + i, z, stream);                                                                            \
     }
-    if (!GENERIC) WHOLE(AHEAD_OF_STORES)
+    if (!GENERIC && (!stream || STREAMED_AT_ONCE > 1)) WHOLE(AHEAD_OF_STORES)
     if (LINE == 2 * LANES) WHOLE(2)
     WHOLE(1)
 #undef WHOLE
