@@ -129,26 +129,34 @@ cdef inline fn_grad grad_of(const Job *job, Py_ssize_t i, Py_ssize_t k, double m
 
 # Σγ·dy and Σγ·dy·(x - mean) of a statistic from the sums of its channels first, first + 1, ...
 cdef inline fn_sums weigh(const Job *job, Py_ssize_t first, Py_ssize_t channels, const fn_sums *sums) noexcept nogil:
-    cdef fn_sums total
+    cdef fn_sums total = fn_sums(0, 0, 0, 0)
     cdef Py_ssize_t k
-    cdef double gamma
-    total.sum = total.sum_lo = total.dot = total.dot_lo = 0
-    for k in range(channels):
-        gamma = job.gamma[first + k] if job.gamma != NULL and not job.lengths else 1
-        if job.ops.itemsize == 8:
-            fn_sums_weigh(&total, gamma, sums + k)
-        else:  # sums of floats are good to a double
-            total.sum += gamma * (sums[k].sum + sums[k].sum_lo)
-            total.dot += gamma * (sums[k].dot + sums[k].dot_lo)
+    cdef const double *gamma = job.gamma + first if job.gamma != NULL and not job.lengths else NULL
+    cdef double weight, sum = 0, dot = 0
+    if job.ops.itemsize == 8:
+        for k in range(channels):
+            fn_sums_weigh(&total, gamma[k] if gamma != NULL else 1, sums + k)
+        return total
+    for k in range(channels):  # sums of floats are good to a double
+        weight = gamma[k] if gamma != NULL else 1
+        sum += weight * (sums[k].sum + sums[k].sum_lo)
+        dot += weight * (sums[k].dot + sums[k].dot_lo)
+    total.sum, total.dot = sum, dot
     return total
 
 
 # dgamma = Σ dy·xhat and dbeta = Σ dy from the sums of the channels of each sample; a statistic has `channels` of them.
 cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py_ssize_t samples, Py_ssize_t channels) noexcept nogil:
     cdef Py_ssize_t groups = job.c // channels, g, c, n
+    cdef double rstd
     cdef fn_sums total, one
     for g in range(groups):
         for c in range(g * channels, (g + 1) * channels):
+            rstd = job.rstd[g]
+            if samples == 1:  # without a detour through memory
+                job.dgamma[c] = 0 + sums[c].dot * rstd + sums[c].dot_lo * rstd  # -0 as 0
+                job.dbeta[c] = 0 + sums[c].sum + sums[c].sum_lo
+                continue
             for n in range(samples):
                 one = sums[n * job.c + c]
                 one.dot *= job.rstd[n * groups + g]
@@ -157,7 +165,7 @@ cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py
                     total = one
                 else:
                     fn_sums_add(&total, &one)
-            job.dgamma[c] = 0 + total.dot + total.dot_lo  # -0 as 0
+            job.dgamma[c] = 0 + total.dot + total.dot_lo
             job.dbeta[c] = 0 + total.sum + total.sum_lo
 
 
