@@ -1,7 +1,8 @@
 """What every optimiser is: groups of parameters with their settings, one state per parameter, and a step without allocation.
 
 The rules are written with NumPy's `out=` on arrays made once: the state of a parameter at its first step, and two
-scratch buffers that all parameters share. A step allocates nothing of a parameter's size, so its time is the arithmetic's.
+scratch buffers that all parameters share. A step allocates nothing of a parameter's size, unless its gradient must be widened from
+a half type, so its time is the arithmetic's.
 """
 
 from __future__ import annotations
@@ -92,12 +93,13 @@ class Optimizer:
                     state = self.state.get(parameter)
                     if state is None:
                         state = self.state[parameter] = {}
-                    self._update(parameter.data, parameter.grad, state, group, *self._buffers(parameter))
+                    grad = parameter.grad.astype(state_dtype(parameter), copy=False)
+                    self._update(parameter.data, grad, state, group, *self._buffers(parameter))
 
     def _update(
         self, w: Array, grad: Array, state: dict[str, Any], group: dict[str, Any], work: Array, other: Array
     ) -> None:
-        """One step of one parameter: `w` moves in place; `work` and `other` are scratch of its shape."""
+        """One step of one parameter: `w` moves in place; `work` and `other` are scratch of its shape, of `grad`'s type."""
         raise NotImplementedError
 
     def _buffers(self, parameter: Parameter) -> list[Array]:
@@ -185,7 +187,7 @@ def state_dtype(parameter: Parameter | Array) -> np.dtype[Any]:
 def penalised(w: Array, grad: Array, weight_decay: float, l1: float, work: Array, other: Array) -> Array:
     """The gradient of loss + weight_decay/2·‖w‖² + l1·‖w‖₁: in `work`, or `grad` itself where there is no penalty."""
     if weight_decay != 0.0:
-        np.multiply(w, weight_decay, out=work)
+        np.multiply(w, weight_decay, out=work, dtype=work.dtype)
         grad = np.add(work, grad, out=work)
     if l1 != 0.0:
         np.sign(w, out=other)
