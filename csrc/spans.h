@@ -234,7 +234,7 @@ FN_INLINE ptrdiff_t NAME(lanes_before)(ptrdiff_t i) { return i >= 0 ? 0 : -i < L
    output begins a little further into a page than its input, as the second of two new arrays does, a load next to a recent store waits
    for it (2.3 times as long), and a streamed one is recent for long (on a Zen 4 0.6 to 0.9 of what one load and one streamed store after the
    other take; where arrays begin alike, as long). Not so on a Zen 3: streamed singly, spans, columns and evaluation take 0.8 to 1 of the
-   time of four together, wherever arrays begin; rows as long. */
+   time of four together, wherever arrays begin; rows gain by four as often as they lose. */
 #define AHEAD_OF_STORES 4
 #define STREAMED_AT_ONCE (FN_LEVEL == 2 ? 1 : AHEAD_OF_STORES)
 FN_INLINE void NAME(affine_body)(const S *x, const S *res, S *y, ptrdiff_t len, NAME(affine_v) v, const NAME(affine_v) *before,

@@ -145,27 +145,22 @@ cdef inline fn_sums weigh(const Job *job, Py_ssize_t first, Py_ssize_t channels,
     return total
 
 
+# A channel's sums in one sample, Σdy·(x - mean) as Σdy·xhat.
+cdef inline fn_sums scaled(const fn_sums *s, double rstd) noexcept nogil:
+    return fn_sums(s.sum, s.sum_lo, s.dot * rstd, s.dot_lo * rstd)
+
+
 # dgamma = Σ dy·xhat and dbeta = Σ dy from the sums of the channels of each sample; a statistic has `channels` of them.
 cdef inline void add_parameter_gradients(const Job *job, const fn_sums *sums, Py_ssize_t samples, Py_ssize_t channels) noexcept nogil:
     cdef Py_ssize_t groups = job.c // channels, g, c, n
-    cdef double rstd
     cdef fn_sums total, one
     for g in range(groups):
         for c in range(g * channels, (g + 1) * channels):
-            rstd = job.rstd[g]
-            if samples == 1:  # without a detour through memory
-                job.dgamma[c] = 0 + sums[c].dot * rstd + sums[c].dot_lo * rstd  # -0 as 0
-                job.dbeta[c] = 0 + sums[c].sum + sums[c].sum_lo
-                continue
-            for n in range(samples):
-                one = sums[n * job.c + c]
-                one.dot *= job.rstd[n * groups + g]
-                one.dot_lo *= job.rstd[n * groups + g]
-                if n == 0:
-                    total = one
-                else:
-                    fn_sums_add(&total, &one)
-            job.dgamma[c] = 0 + total.dot + total.dot_lo
+            total = scaled(sums + c, job.rstd[g])
+            for n in range(1, samples):
+                one = scaled(sums + n * job.c + c, job.rstd[n * groups + g])
+                fn_sums_add(&total, &one)
+            job.dgamma[c] = 0 + total.dot + total.dot_lo  # -0 as 0
             job.dbeta[c] = 0 + total.sum + total.sum_lo
 
 

@@ -1,8 +1,8 @@
 """What every optimiser is: groups of parameters with their settings, one state per parameter, and a step without allocation.
 
 The rules are written with NumPy's `out=` on arrays made once: the state of a parameter at its first step, and two
-scratch buffers that all parameters share. A step allocates nothing of a parameter's size, unless its gradient must be widened from
-a half type, so its time is the arithmetic's.
+scratch buffers that all parameters share. A step allocates nothing of a parameter's size, unless its gradient is of
+another type than state_dtype, so its time is the arithmetic's.
 """
 
 from __future__ import annotations
