@@ -166,6 +166,9 @@ FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int cou
 #undef PART
 }
 
+FN_INLINE int NAME(any_alike)(const S *a, const S *b, const S *c) {
+    return NAME(begin_alike)(a, b) || NAME(begin_alike)(a, c) || NAME(begin_alike)(b, c);
+}
 FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
                                          ptrdiff_t stride, int flags, ptrdiff_t ahead, const NAME(col_norms) *p,
                                          const NAME(col_grads) *q, int has_res, int relu, int stream) {
@@ -191,8 +194,7 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
         NAME(col_grad_apply_some)(dy, x, dx, count, w, stride, p, q, relu);                                              \
         dy += count * stride, x += count * stride, dx += count * stride;                                                 \
     } while (0)
-    int alike = NAME(begin_alike)(x, dy) || NAME(begin_alike)(x, dx) || NAME(begin_alike)(dy, dx);
-    if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, alike, flags), rows, SOME);
+    if (!GENERIC && !stream && !has_res) EACH_TOGETHER(NAME(rows_together)(stride, NAME(any_alike)(dy, x, dx), flags), rows, SOME);
     for (; r < rows; r++, dy += stride, x += stride, dx += stride) {
         if (stream) { NAME(fetch_shared)(dx + stride); NAME(fetch_shared)(dx + stride + w); }
         if (stream) EACH_IN_ROW_BY(STREAMED_AT_ONCE, dx, w, 1, FULL, PART);
@@ -205,9 +207,9 @@ FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, 
 #undef FULL
 }
 
-/* `size` elements without gaps, whose numbers repeat after w: a row, or several side by side. Streamed. */
+/* `size` elements without gaps, whose numbers repeat after w: a row, or several side by side. */
 FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_t size, ptrdiff_t w, const NAME(col_norms) *p,
-                                        const NAME(col_grads) *q, int relu) {
+                                        const NAME(col_grads) *q, int relu, int stream) {
     const S *res = NULL;
     const int has_res = 0;
 #define FULL(n)                                                                                                          \
@@ -216,16 +218,16 @@ FN_INLINE void NAME(col_grad_apply_run)(const S *dy, const S *x, S *dx, ptrdiff_
         const ptrdiff_t from = j;                                                                                        \
         EACH_OF((n) / LANES, c) {                                                                                        \
             ptrdiff_t j = from + c * LANES;                                                                              \
-            fn_prefetch(x + i + c * LANES + SOON);                                                                       \
-            fn_prefetch(dy + i + c * LANES + SOON);                                                                      \
+            if (stream) { fn_prefetch(x + i + c * LANES + SOON); fn_prefetch(dy + i + c * LANES + SOON); }               \
             NAME(affine_v) v = NAME(col_norm)(p, j);                                                                     \
             GRAD(g, z, i + c * LANES, LANES)                                                                             \
             zs[c] = z;                                                                                                   \
         }                                                                                                                \
-        PUT_SOME((n) / LANES, dx + i, zs, 1)                                                                             \
+        PUT_SOME((n) / LANES, dx + i, zs, stream)                                                                        \
     } while (0)
 #define PART(n) NAME(col_grad_apply_part)(dy + i, x + i, NULL, dx + i, NULL, j, n, p, q, relu)
-    EACH_IN_RUN(STREAMED_AT_ONCE, dx, size, w, FULL, PART);
+    if (stream) EACH_IN_RUN(STREAMED_AT_ONCE, dx, size, w, FULL, PART);
+    else EACH_IN_RUN(AHEAD_OF_STORES, dx, size, w, FULL, PART);
 #undef PART
 #undef FULL
 #undef GRAD
@@ -258,9 +260,11 @@ FN_OUTLINE void NAME(col_grad_apply)(const void *dyv, const void *xv, const void
         NAME(col_spread)(g->a, NULL, p, s, q.a + v.pad);
         NAME(col_spread)(g->b, NULL, p, s, q.b + v.pad);
         NAME(col_spread)(g->c, g->b, p, s, q.c + v.pad);
-        if (!GENERIC && stream && !res && w == stride && w >= LINE) {
-            if (relu) NAME(col_grad_apply_run)(dy, x, dx, rows * w, m * w, &v, &q, 1);
-            else NAME(col_grad_apply_run)(dy, x, dx, rows * w, m * w, &v, &q, 0);
+        if (!res && NAME(is_run)(w, stride, m, NAME(any_alike)(dy, x, dx), flags)) {
+#define RUN(relu, stream) NAME(col_grad_apply_run)(dy, x, dx, rows * w, m * w, &v, &q, relu, stream)
+            if (relu) { if (stream) RUN(1, 1); else RUN(1, 0); }
+            else { if (stream) RUN(0, 1); else RUN(0, 0); }
+#undef RUN
             continue;
         }
 #define BODY(r, dr, has_res, relu, stream)                                                                               \
