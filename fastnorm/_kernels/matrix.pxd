@@ -75,7 +75,7 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     a.tiles = ceil_div(a.statistics, a.in_tile)
     a.channels = a.tile // job.post
     a.flags = job.flags
-    if a.tiles > 1 and 2 * a.band * a.tile * job.ops.itemsize * (2 if job.dy != NULL else 1) > l2_bytes() // 4 * 3:
+    if a.tiles > 1 and 2 * a.band * a.tile * job.ops.itemsize * (2 if job.dy != NULL else 1) > l2_bytes():
         a.flags &= ~FN_NEXT
     return a
 
