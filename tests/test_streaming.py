@@ -307,13 +307,20 @@ def test_short_rows_share_cache_lines(
                     same_bits(one, other, f"{machine}, x and y at {at}, {fixture}")
 
 
+# Elements into a cache line at which x, dy and the output begin.
+PLACES = ((0, 0, 1), (1, 0, 4), (3, 3, 3), (4, 8, 12), (5, 15, 9), (0, 4, 0))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
     [(5, 64), (9, 528), (2, 1024), (7, 1088), (6, 2064), (131, 24), (300, 8), (33, 48), (2, 512), (3, 32, 7, 7)],
 )
-def test_unaligned_rows_stored_in_place(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
-    """Rows without gaps whose lines are not cache lines: stored apart or in place, plain columns or among ones of wider arithmetic."""
+def test_unaligned_rows_stored_in_place(
+    shape: tuple[int, ...], dtype: str, rng: np.random.Generator, l2_bytes: Callable[[int], int]
+) -> None:
+    """Rows without gaps whose lines are not cache lines: stored apart or in place, plain columns or among ones of wider arithmetic, within
+    L2 (row by row, or four together) and beyond it (as one run)."""
     t, size = dtype_of(dtype), int(np.prod(shape))
     x, dy = draw(rng, shape, t), draw(rng, shape, t)
     weight = draw(rng, shape[1:2], np.float64 if dtype == "float64" else np.float32)
@@ -341,16 +348,14 @@ def test_unaligned_rows_stored_in_place(shape: tuple[int, ...], dtype: str, rng:
             x[:, 3:4] *= t.type(1e30)
             x[:, -1:] *= t.type(1e-30)
         for training in (True, False):
+            l2_bytes(1 << 20)
             expected = results(0, 0, 0, False, training)
-            for machine in machines():
-                for at in ((0, 0, 1), (1, 0, 4), (3, 3, 3), (4, 8, 12), (5, 15, 9), (0, 4, 0)):
-                    for in_place in (False, True):
-                        for one, other in zip(expected, results(*at, in_place, training), strict=True):
-                            same_bits(
-                                one,
-                                other,
-                                f"{machine}, places {at}, wide {wide}, in place {in_place}, training {training}",
-                            )
+            for machine in machines():  # not in product, which would draw them all first
+                for l2, at, in_place in product((1, 1 << 20), PLACES, (False, True)):
+                    l2_bytes(l2)
+                    where = f"{machine}, places {at}, wide {wide}, in place {in_place}, L2 {l2}, training {training}"
+                    for one, other in zip(expected, results(*at, in_place, training), strict=True):
+                        same_bits(one, other, where)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
