@@ -166,9 +166,11 @@ FN_INLINE void NAME(col_grad_apply_some)(const S *dy, const S *x, S *dx, int cou
 #undef PART
 }
 
+/* Do two of these arrays begin alike? */
 FN_INLINE int NAME(any_alike)(const S *a, const S *b, const S *c) {
     return NAME(begin_alike)(a, b) || NAME(begin_alike)(a, c) || NAME(begin_alike)(b, c);
 }
+
 FN_INLINE void NAME(col_grad_apply_rows)(const S *dy, const S *x, const S *res, S *dx, S *dres, ptrdiff_t rows, ptrdiff_t w,
                                          ptrdiff_t stride, int flags, ptrdiff_t ahead, const NAME(col_norms) *p,
                                          const NAME(col_grads) *q, int has_res, int relu, int stream) {

@@ -5,7 +5,7 @@
    accumulators are loaded and stored once for eight rows; meanwhile the next rows are fetched. Squares are taken in one look or
    two, as in spans.h. Outputs are written row by row, or several rows at a time, which share the columns' numbers, all loads before
    the stores: where rows lie a multiple of 4 KB apart, a load waits for any recent store to the same column (twice as slow).
-   Streamed outputs go row by row, in whole cache lines. Rows without gaps that are not taken together go as one run, streamed or not, whose
+   Streamed outputs go row by row, in whole cache lines. Rows without gaps that are streamed, or not taken together, go as one run, whose
    vectors go on into the next row.
    Columns are taken in pieces whose numbers stay in L1, whole rows where they can be: halves of rows of 4 KB, one half of all rows
    and then the other, took up to 1.4 times as long. */
@@ -269,8 +269,9 @@ FN_INLINE int NAME(rows_together)(ptrdiff_t stride, int alike, int flags) {
     if (FN_LEVEL == 2 && !(flags & FN_NEAR)) return 1;
     return sizeof(T) == 4 && stride * (ptrdiff_t)sizeof(S) % 4096 == 0 && alike ? 1 : 4;
 }
-/* Are they one run? Rows without gaps, where they are not taken together, which has no parts of vectors at every row's ends: on a Zen 3
-   evaluation in L3 takes 0.9 to 0.97 of the time, forward and backward 0.95 to 0.99; within L2 the loads that four rows share save as much. */
+/* Are rows, m of them abreast, one run? Where they have no gaps and are streamed or not taken together. A run has no parts of vectors at
+   the ends of every row: on a Zen 3 evaluation in L3 takes 0.9 to 0.97 of the time, forward and backward 0.95 to 0.99. Within L2 four rows
+   together, which share loads, take no longer. */
 FN_INLINE int NAME(is_run)(ptrdiff_t w, ptrdiff_t stride, ptrdiff_t m, int alike, int flags) {
     return !GENERIC && w == stride && w >= LINE && (flags & FN_STREAM || NAME(rows_together)(m * stride, alike, flags) == 1);
 }

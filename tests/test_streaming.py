@@ -320,7 +320,7 @@ def test_unaligned_rows_stored_in_place(
     shape: tuple[int, ...], dtype: str, rng: np.random.Generator, l2_bytes: Callable[[int], int]
 ) -> None:
     """Rows without gaps whose lines are not cache lines: stored apart or in place, plain columns or among ones of wider arithmetic, within
-    L2 (row by row, or four together) and beyond it (as one run)."""
+    L2 and beyond it, where AVX2 takes rows as one run and not four together."""
     t, size = dtype_of(dtype), int(np.prod(shape))
     x, dy = draw(rng, shape, t), draw(rng, shape, t)
     weight = draw(rng, shape[1:2], np.float64 if dtype == "float64" else np.float32)

@@ -50,7 +50,7 @@ cdef inline Py_ssize_t in_tile(const Matrix *a, Py_ssize_t columns, Py_ssize_t l
 
 cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     cdef Matrix a
-    cdef Py_ssize_t columns, height, bands
+    cdef Py_ssize_t columns, height, bands, arrays
     a.threads = threads_for(element_count(job))
     if job.groups == 0:
         a.samples, a.rows, a.segment = 1, job.n * job.pre, job.post
@@ -75,7 +75,8 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     a.tiles = ceil_div(a.statistics, a.in_tile)
     a.channels = a.tile // job.post
     a.flags = job.flags
-    if a.tiles > 1 and 2 * a.band * a.tile * job.ops.itemsize * (2 if job.dy != NULL else 1) > l2_bytes():
+    arrays = (2 if job.dy != NULL else 1) + (1 if job.residual != NULL else 0)  # what is written goes past L2
+    if a.tiles > 1 and 2 * arrays * a.band * a.tile * job.ops.itemsize > l2_bytes():
         a.flags &= ~FN_NEXT
     return a
 
