@@ -59,8 +59,8 @@ FN_INLINE int NAME(col_is_helped)(ptrdiff_t stride, int flags) {
     return flags & FN_FAR || (stride * (ptrdiff_t)sizeof(S) < 4096 && NAME(is_helped)(flags));
 }
 /* What is fetched while `some` rows are summed side by side: with the vector of column j of row i what lies ahead + turn·j + apart·i beyond that
-   of row 0. Rows without gaps are fetched line after line, as memory gives them fastest: beyond the cache a Zen 3 takes 0.81 to 0.89 of
-   the time backward and 0.88 to 0.97 forward that it takes if lines are fetched side by side too. Twice `some` rows on, each line has the
+   of row 0. Rows without gaps are fetched line after line, as memory gives them fastest: beyond the cache a Zen 3 takes 0.83 to 0.93 of
+   the time backward and 0.92 to 0.96 forward that it takes if lines are fetched side by side too. Twice `some` rows on, each line has the
    time of `some` rows to arrive. Of other rows the next ones are fetched, or after the last the first of the next columns. (Of
    (32, 2048, 7, 7) the forward takes 0.97 of the time, the backward 0.94.) */
 typedef struct { ptrdiff_t ahead, turn, apart; } NAME(fetching);
@@ -275,8 +275,8 @@ FN_INLINE int NAME(rows_together)(ptrdiff_t stride, int alike, int flags) {
     return sizeof(T) == 4 && stride * (ptrdiff_t)sizeof(S) % 4096 == 0 && alike ? 1 : 4;
 }
 /* Are rows, m of them abreast, one run? Where they have no gaps and are streamed or not taken together. A run has no parts of vectors at
-   the ends of every row: on a Zen 3 evaluation in L3 takes 0.9 to 0.97 of the time, forward and backward 0.95 to 0.99. Within L2 four rows
-   together, which share loads, take no longer. */
+   the ends of every row: on a Zen 3 evaluation in L3 takes 0.88 to 0.92 of the time, forward and backward 0.93 to 0.97, with rows of 4 KB
+   0.98 to 1. Within L2 four rows together, which share loads, take no longer. */
 FN_INLINE int NAME(is_run)(ptrdiff_t w, ptrdiff_t stride, ptrdiff_t m, int alike, int flags) {
     return !GENERIC && w == stride && w >= LINE && (flags & FN_STREAM || NAME(rows_together)(m * stride, alike, flags) == 1);
 }
