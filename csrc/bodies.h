@@ -4,6 +4,7 @@
 #include "span_grads.h"
 #include "groups.h"
 #include "columns.h"
+#include "column_sums.h"
 #include "column_grads.h"
 #include "evaluation.h"
 #include "rows.h"

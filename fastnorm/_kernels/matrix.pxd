@@ -75,8 +75,8 @@ cdef inline Matrix matrix_of(const Job *job) noexcept nogil:
     a.tiles = ceil_div(a.statistics, a.in_tile)
     a.channels = a.tile // job.post
     a.flags = job.flags
-    arrays = (2 if job.dy != NULL else 1) + (1 if job.residual != NULL else 0)  # what is written goes past L2
-    if a.tiles > 1 and 2 * arrays * a.band * a.tile * job.ops.itemsize > l2_bytes():
+    arrays = 2 * (2 if job.dy != NULL else 1) + (1 if job.residual != NULL else 0)  # x and dy of both; what is streamed goes past L2
+    if a.tiles > 1 and arrays * a.band * a.tile * job.ops.itemsize > l2_bytes():
         a.flags &= ~FN_NEXT
     return a
 
